@@ -1,0 +1,1 @@
+"""systemfiles: versioned guest kernels and initrds for microVM hosts."""

@@ -1,0 +1,267 @@
+"""Every error this package raises on purpose: what happened, to what, what was expected, what to do.
+
+An error is one line (`summary`), facts in named columns (`details`), and perhaps a `hint`. `str(error)` is all of
+them, ready to print::
+
+    kernel ch-v6.16.9 (x86_64) is not provisioned
+      looked in   /var/lib/systemfiles/system/kernel/ch-v6.16.9/x86_64
+      provide it  systemfiles provision --kernel ch-v6.16.9
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+Details = Iterable[tuple[str, object]]
+
+
+class SystemFilesError(Exception):
+    """Base of all errors. Attributes: `summary`, `details` ((label, value) pairs), `hint`, and each kind's facts."""
+
+    def __init__(self, summary: str, *, details: Details = (), hint: str | None = None) -> None:
+        super().__init__(summary)
+        self.summary = summary
+        self.details = tuple((label, str(value)) for label, value in details)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        rows = [*self.details]
+        if self.hint:
+            rows.append(("hint", self.hint))
+        width = max((len(label) for label, _ in rows), default=0)
+        return "\n".join([self.summary, *(f"  {label:<{width}}  {value}" for label, value in rows)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own pickling calls the class with `args`, which no subclass here accepts.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[SystemFilesError], args: tuple[object, ...], facts: dict[str, object]) -> SystemFilesError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
+
+
+class InvalidName(SystemFilesError):
+    """A version, holder or other name that may not become part of a path."""
+
+    def __init__(self, kind: str, name: str, *, rule: str) -> None:
+        super().__init__(f"{name!r} is not a valid {kind} name", details=[("allowed", rule)])
+        self.name = name
+
+
+class InvalidDigest(SystemFilesError):
+    """A text that should be a digest is none."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text[:100]!r} is not a digest", details=[("expected", "sha256: and 64 lower-case hex digits")]
+        )
+        self.text = text
+
+
+class UsageError(SystemFilesError):
+    """A variable, option or value that does not exist. The command did nothing."""
+
+
+class CatalogError(SystemFilesError):
+    """versions.toml or versions.lock says something impossible. `faults` holds every one, as (where, what)."""
+
+    def __init__(self, path: object, faults: Iterable[tuple[str, str]]) -> None:
+        self.faults = tuple(faults)
+        many = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__(f"{path} has {many}", details=self.faults)
+        self.path = path
+
+
+class UnknownVersion(SystemFilesError):
+    """Neither the disk nor the catalog nor versions.lock knows this version."""
+
+    def __init__(self, kind: str, version: str, *, known: Iterable[str]) -> None:
+        self.known = tuple(known)
+        super().__init__(
+            f"there is no {kind} version {version!r}",
+            details=[("known", ", ".join(self.known) or "none")],
+            hint=f"add it to versions.toml, or take a local build in: systemfiles add {kind} FILE --version {version}",
+        )
+        self.kind = kind
+        self.version = version
+
+
+class UnsupportedArch(SystemFilesError):
+    """An architecture that nothing here is built for, or that one version does not exist for."""
+
+    def __init__(self, arch: str, *, supported: Iterable[str], subject: str = "systemfiles") -> None:
+        self.supported = tuple(supported)
+        super().__init__(
+            f"{subject} does not support the architecture {arch!r}", details=[("supported", ", ".join(self.supported))]
+        )
+        self.arch = arch
+
+
+class NotProvisioned(SystemFilesError):
+    """A version is not (wholly) on this disk."""
+
+    def __init__(self, kind: str, version: str, arch: str, *, looked_in: object, hint: str | None = None) -> None:
+        super().__init__(
+            f"{kind} {version} ({arch}) is not provisioned",
+            details=[
+                ("looked in", looked_in),
+                ("provide it", hint or f"systemfiles provision --{kind} {version} --arch {arch}"),
+            ],
+        )
+        self.kind = kind
+        self.version = version
+        self.arch = arch
+        self.looked_in = looked_in
+
+
+class IncompatiblePair(SystemFilesError):
+    """An initrd carries the modules of one kernel and was asked for together with another."""
+
+    def __init__(self, kernel: str, initrd: str, *, requires: str) -> None:
+        super().__init__(
+            f"initrd {initrd} does not go with kernel {kernel}",
+            details=[("requires", f"kernel {requires}, whose modules it carries"), ("got", f"kernel {kernel}")],
+        )
+        self.kernel = kernel
+        self.initrd = initrd
+        self.requires = requires
+
+
+class IntegrityError(SystemFilesError):
+    """Bytes are not what they are on record to be."""
+
+    def __init__(self, subject: object, *, expected: object, got: object, consequence: str) -> None:
+        super().__init__(
+            f"{subject} is not what it should be",
+            details=[("expected", expected), ("got", got), ("so", consequence)],
+        )
+        self.subject = subject
+        self.expected = expected
+        self.got = got
+        self.consequence = consequence
+
+
+class DigestMismatch(IntegrityError):
+    """The sha256 differs."""
+
+
+class SizeMismatch(IntegrityError):
+    """The size in bytes differs."""
+
+
+class InvalidKernel(SystemFilesError):
+    """A file is not a kernel that a VMM can boot on this architecture. `found` says what it is instead."""
+
+    def __init__(self, subject: object, *, expected: str, found: str) -> None:
+        super().__init__(
+            f"{subject} is not a bootable kernel",
+            details=[("expected", expected), ("found", found), ("so", "it was refused")],
+        )
+        self.subject = subject
+        self.expected = expected
+        self.found = found
+
+
+class InvalidArchive(SystemFilesError):
+    """An archive (tar layer, .deb, cpio, modules) breaks its format or a limit, or would escape its root."""
+
+    def __init__(self, subject: object, problem: str) -> None:
+        super().__init__(f"{subject} is refused: {problem}")
+        self.subject = subject
+        self.problem = problem
+
+
+class VersionConflict(SystemFilesError):
+    """A concrete version exists, and today's inputs would make another content under the same name.
+
+    `changes` maps each changed input to (recorded, now).
+    """
+
+    def __init__(self, kind: str, version: str, arch: str, *, changes: Mapping[str, tuple[object, object]]) -> None:
+        self.changes = dict(changes)
+        super().__init__(
+            f"{kind} {version} ({arch}) exists and is never changed, but its inputs are not the same any more",
+            details=[(name, f"{old} -> {new}") for name, (old, new) in sorted(self.changes.items())],
+            hint="give the changed inputs a new version name in versions.toml; the existing artifact was kept",
+        )
+        self.kind = kind
+        self.version = version
+        self.arch = arch
+
+
+class SourceError(SystemFilesError):
+    """An origin did not give what was asked of it."""
+
+
+class SourceUnavailable(SourceError):
+    """Nothing that could deliver was reached, or it does not have it. `tried` holds (where, why) pairs."""
+
+    def __init__(self, subject: str, *, tried: Details, hint: str | None = None) -> None:
+        self.tried = tuple((str(where), str(why)) for where, why in tried)
+        super().__init__(
+            f"{subject} could not be fetched",
+            details=[("tried", f"{where}: {why}") for where, why in self.tried],
+            hint=hint,
+        )
+        self.subject = subject
+
+
+class SourceRefused(SourceError):
+    """An origin answered, and the answer is not acceptable."""
+
+    def __init__(self, subject: str, problem: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{subject} was refused: {problem}", hint=hint)
+        self.subject = subject
+        self.problem = problem
+
+
+class StoreError(SystemFilesError):
+    """The content store or the data directory is damaged, unwritable, or not what it claims to be."""
+
+
+class LockTimeout(StoreError):
+    """Another process held a lock for longer than the caller would wait."""
+
+    def __init__(self, path: object, *, seconds: float, holder: str) -> None:
+        super().__init__(
+            f"waited {seconds:g} s for a lock in vain",
+            details=[("lock", path), ("held by", holder)],
+            hint="wait for that process, or end it; a lock dies with its process",
+        )
+        self.path = path
+        self.holder = holder
+
+
+class NoSpace(StoreError):
+    """The file system is full."""
+
+    def __init__(self, path: object, *, needed: int | None, free: int) -> None:
+        need = "unknown" if needed is None else f"{needed} bytes"
+        super().__init__(f"no space left for {path}", details=[("needed", need), ("free", f"{free} bytes")])
+        self.path = path
+        self.needed = needed
+        self.free = free
+
+
+class ToolMissing(SystemFilesError):
+    """A program or shared library of the host is not installed."""
+
+    def __init__(self, tool: str, *, hint: str) -> None:
+        super().__init__(f"{tool} is not installed", hint=hint)
+        self.tool = tool
+
+
+class ToolFailed(SystemFilesError):
+    """A program of the host ended with an error."""
+
+    def __init__(self, command: str, *, status: int | str, output: str, hint: str | None = None) -> None:
+        super().__init__(
+            f"a command failed with status {status}",
+            details=[("command", command), ("output", output.strip() or "nothing")],
+            hint=hint,
+        )
+        self.command = command
+        self.status = status
+        self.output = output
