@@ -43,10 +43,10 @@ def _rebuild(kind: type[SystemFilesError], args: tuple[object, ...], facts: dict
 
 
 class InvalidName(SystemFilesError):
-    """A version, holder or other name that may not become part of a path."""
+    """A version name that may not become part of a path."""
 
     def __init__(self, kind: str, name: str, *, rule: str) -> None:
-        super().__init__(f"{name!r} is not a valid {kind} name", details=[("allowed", rule)])
+        super().__init__(f"{name!r} is not a valid {kind} version", details=[("allowed", rule)])
         self.name = name
 
 
@@ -219,6 +219,14 @@ class SourceRefused(SourceError):
 
 class StoreError(SystemFilesError):
     """The content store or the data directory is damaged, unwritable, or not what it claims to be."""
+
+
+class NotFound(StoreError):
+    """The content store does not hold this blob."""
+
+    def __init__(self, digest: str, *, looked_in: object) -> None:
+        super().__init__(f"the content store does not hold {digest}", details=[("looked in", looked_in)])
+        self.digest = digest
 
 
 class LockTimeout(StoreError):

@@ -1,0 +1,93 @@
+"""What a VM is started with: a kernel, an initrd, and the kernel command line that goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.errors import UsageError
+
+_CONSOLE = {
+    ("cloud-hypervisor", Arch.X86_64): "console=ttyS0",
+    ("cloud-hypervisor", Arch.AARCH64): "console=ttyAMA0",
+    ("firecracker", Arch.X86_64): "console=ttyS0",
+    ("firecracker", Arch.AARCH64): "console=ttyS0",
+    ("qemu", Arch.X86_64): "console=ttyS0",
+    ("qemu", Arch.AARCH64): "console=ttyAMA0",
+}
+# Firecracker has no ACPI power-off: a reboot through the keyboard controller is how its guests end.
+_ENDING = {"cloud-hypervisor": "panic=1", "firecracker": "reboot=k panic=1 pci=off", "qemu": "panic=-1"}
+
+
+class KernelFile(NamedTuple):
+    """A kernel on disk: `sha256` in hex, `size` in bytes."""
+
+    path: Path
+    version: str
+    arch: Arch
+    sha256: str
+    size: int
+
+
+class InitrdFile(NamedTuple):
+    """An initrd on disk. `content_sha256` is of the uncompressed cpio, its identity on any host."""
+
+    path: Path
+    version: str
+    arch: Arch
+    sha256: str
+    size: int
+    content_sha256: str
+
+
+class BootFiles(NamedTuple):
+    """A kernel and an initrd that go together, both intact when this was made."""
+
+    kernel: KernelFile
+    initrd: InitrdFile
+
+    def cmdline(self, vmm: str) -> str:
+        """The kernel command line for `vmm`: "cloud-hypervisor", "firecracker" or "qemu". Raises UsageError."""
+        try:
+            return f"{_CONSOLE[vmm, self.kernel.arch]} {_ENDING[vmm]}"
+        except KeyError:
+            msg = f"{vmm!r} is not a known VMM"
+            raise UsageError(msg, details=[("known", ", ".join(sorted(_ENDING)))]) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, to be kept with a VM's own records; `from_dict` reads it back."""
+        return {"kernel": _plain(self.kernel), "initrd": _plain(self.initrd)}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> BootFiles:
+        """The opposite of `to_dict`; looks at no file. Raises UsageError when `value` is something else."""
+        try:
+            return cls(KernelFile(**_typed(value["kernel"])), InitrdFile(**_typed(value["initrd"])))
+        except (KeyError, TypeError) as error:
+            msg = f"not a record of boot files: {error}"
+            raise UsageError(msg) from error
+
+    def copy_to(self, directory: Path | str) -> BootFiles:
+        """Independent copies in `directory` (a reflink where possible), for whoever must own or change its files.
+
+        Raises StoreError, NoSpace; FileExistsError when a file of that name is there.
+        """
+        from systemfiles.foundation.files import copy, make_dirs, storing
+
+        target = Path(directory).absolute()
+        make_dirs(target)
+        kernel, initrd = (target / part.path.name for part in self)
+        for part, path in ((self.kernel, kernel), (self.initrd, initrd)):
+            with storing(path, needed=part.size):
+                copy(part.path, path)
+        return BootFiles(self.kernel._replace(path=kernel), self.initrd._replace(path=initrd))
+
+
+def _plain(part: KernelFile | InitrdFile) -> dict[str, Any]:
+    return {**part._asdict(), "path": str(part.path), "arch": part.arch.value}
+
+
+def _typed(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {**part, "path": Path(part["path"]), "arch": Arch.parse(part["arch"])}

@@ -1,0 +1,186 @@
+"""The `systemfiles` command.
+
+`path` is run at every VM start, so this module imports nothing that a command does not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from systemfiles.bootfiles import BootFiles
+from systemfiles.foundation.errors import SystemFilesError
+from systemfiles.system import SystemFiles
+from systemfiles.version import __version__
+
+_DESCRIPTION = """\
+Guest kernels and initrds for microVM hosts: fetched or built once, verified, never changed, found again exactly.
+
+  systemfiles provision --profile debian      provide the profile's kernel and initrd
+  systemfiles path --profile debian           where they are, checked
+  systemfiles path --kernel ch-v6.16.9        the path of one version, and only that
+"""
+_EPILOG = """\
+Everything is kept below --data-dir, else $SYSTEMFILES_DATA_DIR, else /var/lib/systemfiles (root) or the user's
+data directory. Exit status: 0 done, 1 refused or failed (the error says why), 2 the command line is wrong.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status. Errors go to stderr, results to stdout."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except SystemFilesError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except BrokenPipeError:
+        return 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="systemfiles",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"systemfiles {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    provision = commands.add_parser("provision", help="fetch or build what is missing, and print the paths")
+    _add_place(provision)
+    _add_names(provision)
+    provision.add_argument("--all", action="store_true", help="every profile of the catalog")
+    provision.add_argument("--update", action="store_true", help="first move rolling versions to what apt has now")
+    provision.set_defaults(run=_provision)
+
+    path = commands.add_parser("path", help="print where a kernel and an initrd are; builds nothing, needs no network")
+    _add_place(path)
+    _add_names(path)
+    path.add_argument("--json", action="store_true", help="print everything known of them as JSON")
+    path.set_defaults(run=_path)
+
+    listing = commands.add_parser("ls", help="list what is on disk")
+    _add_place(listing)
+    listing.add_argument("--catalog", action="store_true", help="list what the catalog offers instead")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+
+    verify = commands.add_parser("verify", help="read every byte on disk and compare it with its record")
+    _add_place(verify)
+    verify.add_argument("--json", action="store_true", help="print JSON")
+    verify.set_defaults(run=_verify)
+
+    add = commands.add_parser("add", help="take a local kernel in as a version of its own")
+    _add_place(add)
+    add.add_argument("kind", choices=["kernel"], help="what it is")
+    add.add_argument("file", type=Path, help="vmlinux, bzImage, Image or Image.gz")
+    add.add_argument("--version", required=True, help="its name from now on, such as my-6.12.1")
+    add.add_argument("--arch", help="its architecture (default: this host's)")
+    add.add_argument("--json", action="store_true", help="print JSON")
+    add.set_defaults(run=_add)
+    return parser
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--catalog-file", type=Path, metavar="FILE", help="a catalog laid over the shipped one")
+
+
+def _add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", help="a named pair of defaults (systemfiles ls --catalog)")
+    parser.add_argument("--kernel", metavar="VERSION", help="a kernel version")
+    parser.add_argument("--initrd", metavar="VERSION", help="an initrd version")
+    parser.add_argument("--arch", help="x86_64 or aarch64 (default: this host's)")
+
+
+def _system(options: argparse.Namespace) -> SystemFiles:
+    return SystemFiles(
+        options.data_dir,
+        catalog=options.catalog_file,
+        profile=getattr(options, "profile", None),
+        arch=getattr(options, "arch", None),
+    )
+
+
+def _provision(options: argparse.Namespace) -> int:
+    from systemfiles.graph import run
+
+    chosen = {name: getattr(options, name) for name in ("profile", "kernel", "initrd", "arch", "data_dir")}
+    variables = {name: str(value) for name, value in chosen.items() if value is not None}
+    if options.all:
+        variables["all"] = "yes"
+    tasks = ["update"] if options.update else []
+    return run(tasks, variables, catalog=options.catalog_file)
+
+
+def _path(options: argparse.Namespace) -> int:
+    system = _system(options)
+    if not options.json and options.kernel and not options.initrd:
+        _say(str(system.kernel_path(options.kernel)))
+    elif not options.json and options.initrd and not options.kernel:
+        _say(str(system.initrd_path(options.initrd)))
+    else:
+        _say_files(system.resolve(options.kernel, options.initrd), as_json=options.json)
+    return 0
+
+
+def _say_files(files: BootFiles, *, as_json: bool) -> None:
+    if as_json:
+        _say_json(files.to_dict())
+    else:
+        _say(f"kernel  {files.kernel.path}\ninitrd  {files.initrd.path}")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from systemfiles import listing
+
+    system = _system(options)
+    rows = listing.offered(system.catalog) if options.catalog else listing.provided(system.artifacts())
+    if options.json:
+        _say_json(rows)
+    else:
+        _say(listing.table(rows))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    found = _system(options).verify()
+    if options.json:
+        _say_json({"artifacts": found.artifacts, "problems": [str(problem) for problem in found.problems]})
+        return 1 if found.problems else 0
+    for problem in found.problems:
+        sys.stderr.write(f"error: {problem}\n")
+    if found.problems:
+        _say(f"{len(found.problems)} problems; `systemfiles provision` makes damaged files again")
+        return 1
+    _say(f"{found.artifacts} artifacts and the content store are intact")
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    # --version is the kernel's here, --arch may be absent
+    kernel = _system(options).add_kernel(options.file, options.version)
+    if options.json:
+        _say_json({**kernel._asdict(), "path": str(kernel.path), "arch": kernel.arch.value})
+    else:
+        _say(f"kernel  {kernel.path}")
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _say_json(value: object) -> None:
+    import json
+
+    _say(json.dumps(value, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Artifact directories: one version of a kernel or an initrd for one architecture, finished and never changed again.
+
+::
+
+    system/kernel/debian-cloud-6.1.192-2/x86_64/
+    ├── vmlinux         a hard link to its blob, mode 0444
+    ├── modules.tar     likewise; what initrds may take
+    ├── stamp.json      device, inode and mtime_ns of each file when its bytes were last hashed
+    └── artifact.json   written last: what it is, of what, from what; nothing is there until this file is
+
+A file is intact when its size is on record and its stamp is the one beside it; when only the stamp differs, it is
+hashed again and the stamp refreshed, so that a copied data directory works and a changed file is caught. Never ctime:
+linking changes it. This module is on the path of every VM start: it imports nothing heavy, and hashes only when it
+must.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.digest import Digest, hash_file
+from systemfiles.foundation.errors import (
+    DigestMismatch,
+    IntegrityError,
+    NotProvisioned,
+    SizeMismatch,
+    StoreError,
+    UnsupportedArch,
+)
+from systemfiles.foundation.paths import INITRD, KERNEL, Paths
+
+RECORD = "artifact.json"
+STAMPS = "stamp.json"
+MODULES = "modules.tar"
+_REFUSED = "it was not handed out"
+
+Stamp = tuple[int, int, int]
+
+
+class FileFacts(NamedTuple):
+    """`sha256` in hex, `size` in bytes."""
+
+    sha256: str
+    size: int
+
+
+class Artifact(NamedTuple):
+    """One finished artifact, as its artifact.json describes it."""
+
+    kind: str
+    version: str
+    arch: Arch
+    directory: Path
+    files: dict[str, FileFacts]
+    record: dict[str, Any]
+
+    @property
+    def file(self) -> str:
+        """The name of the file a VMM is given."""
+        return boot_file(self.kind, self.arch)
+
+    @property
+    def path(self) -> Path:
+        return self.directory / self.file
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The preimage of the content: equal inputs make equal content."""
+        inputs: dict[str, Any] = self.record["inputs"]
+        return inputs
+
+    @property
+    def requires_kernel(self) -> str | None:
+        """The kernel version whose modules an initrd carries."""
+        required: str | None = self.record.get("requires_kernel")
+        return required
+
+
+def boot_file(kind: str, arch: Arch) -> str:
+    """What the file of an artifact is called that a VMM is given."""
+    return arch.kernel_file if kind == KERNEL else INITRD
+
+
+def parse_record(raw: bytes, where: object) -> dict[str, Any]:
+    """artifact.json, checked as far as anything here relies on it. Raises IntegrityError."""
+    try:
+        record: dict[str, Any] = json.loads(raw)
+        facts = _files(record)
+        if record["schema"] != 1 or boot_file(record["kind"], Arch.parse(record["arch"])) not in facts:
+            raise KeyError(record["schema"])
+        if not isinstance(record["inputs"], dict) or not isinstance(record["version"], str):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnsupportedArch):
+        raise IntegrityError(
+            where, expected="the record of an artifact, schema 1", got="something else", consequence=_REFUSED
+        ) from None
+    return record
+
+
+class Artifacts:
+    """All artifact directories of one data directory. Safe to share among threads."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._seen: dict[Path, Stamp] = {}  # what this process hashed, for when stamp.json may not be written
+
+    def load(self, kind: str, version: str, arch: Arch) -> Artifact:
+        """The artifact on record, its files not yet looked at. Raises NotProvisioned, IntegrityError, InvalidName."""
+        directory = self._paths.artifact(kind, version, arch)
+        path = directory / RECORD
+        try:
+            raw = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotProvisioned(kind, version, arch.value, looked_in=directory) from None
+        record = parse_record(raw, path)
+        if (named := (record["kind"], record["version"], record["arch"])) != (kind, version, arch.value):
+            raise IntegrityError(
+                path, expected=f"{kind} {version} ({arch})", got="{} {} ({})".format(*named), consequence=_REFUSED
+            )
+        return Artifact(kind, version, arch, directory, _files(record), record)
+
+    def check(self, artifact: Artifact, *names: str) -> None:
+        """Makes sure that these files of it (default: the one a VMM is given) are intact.
+
+        Raises NotProvisioned for a missing file, SizeMismatch or DigestMismatch for a changed one.
+        """
+        stamps: dict[str, Stamp] | None = None
+        for name in names or (artifact.file,):
+            path = artifact.directory / name
+            stamp = self._stamp(artifact, name)
+            if self._seen.get(path) == stamp:
+                continue
+            if stamps is None:
+                stamps = _read_stamps(artifact.directory)
+            if stamps.get(name) != stamp:
+                stamp = self._hash(artifact, name)
+                stamps[name] = stamp
+                _try_writing_stamps(artifact.directory, stamps, self._paths.tmp)
+            self._seen[path] = stamp
+
+    def verify(self, artifact: Artifact) -> Iterator[IntegrityError | NotProvisioned]:
+        """Hashes every file of it, whatever its stamp says; yields what is wrong and forgets the stamps then."""
+        for name in artifact.files:
+            try:
+                self._stamp(artifact, name)
+                self._hash(artifact, name)
+            except (IntegrityError, NotProvisioned) as error:
+                self.forget(artifact)
+                yield error
+
+    def forget(self, artifact: Artifact) -> None:
+        """Drops the stamps, so that the next use hashes the files again."""
+        for name in artifact.files:
+            self._seen.pop(artifact.directory / name, None)
+        try:
+            (artifact.directory / STAMPS).unlink(missing_ok=True)
+        except OSError as error:
+            msg = f"{artifact.directory / STAMPS} cannot be removed ({error.strerror})"
+            raise StoreError(msg) from error
+
+    def versions(self, kind: str) -> Iterator[tuple[str, Arch]]:
+        """Every (version, architecture) with a record, sorted."""
+        root = self._paths.kind(kind)
+        for record in sorted(root.glob(f"*/*/{RECORD}")):
+            try:
+                yield record.parent.parent.name, Arch.parse(record.parent.name)
+            except UnsupportedArch:
+                continue
+
+    def publish(
+        self, record: Mapping[str, Any], blobs: Mapping[str, Path], *, created_at: str, created_by: str
+    ) -> Artifact:
+        """Links the blobs into the artifact's directory and writes its record, last. Replaces what is there."""
+        from systemfiles.foundation.files import link_or_copy, make_dirs, write_file
+
+        arch = Arch.parse(record["arch"])
+        directory = self._paths.artifact(record["kind"], record["version"], arch)
+        make_dirs(directory)
+        for name, blob in blobs.items():
+            link_or_copy(blob, directory / name, scratch=self._paths.tmp)
+        stamps = {name: _stamp_of((directory / name).lstat()) for name in blobs}
+        _try_writing_stamps(directory, stamps, self._paths.tmp)
+        whole = {**record, "created_at": created_at, "created_by": created_by}
+        write_file(directory / RECORD, json.dumps(whole, indent=1).encode() + b"\n", scratch=self._paths.tmp)
+        return self.load(record["kind"], record["version"], arch)
+
+    def _stamp(self, artifact: Artifact, name: str) -> Stamp:
+        path = artifact.directory / name
+        expected = artifact.files[name].size
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            raise NotProvisioned(artifact.kind, artifact.version, artifact.arch.value, looked_in=path) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise IntegrityError(path, expected="a regular file", got="something else", consequence=_REFUSED)
+        if found.st_size != expected:
+            raise SizeMismatch(path, expected=f"{expected} bytes", got=f"{found.st_size} bytes", consequence=_REFUSED)
+        return _stamp_of(found)
+
+    def _hash(self, artifact: Artifact, name: str) -> Stamp:
+        path = artifact.directory / name
+        before = _stamp_of(path.lstat())
+        expected = Digest.from_hex(artifact.files[name].sha256)
+        if (got := hash_file(path)[0]) != expected:
+            raise DigestMismatch(path, expected=expected, got=got, consequence=_REFUSED)
+        return before
+
+
+def _files(record: Mapping[str, Any]) -> dict[str, FileFacts]:
+    files = {}
+    for name, facts in record["files"].items():
+        if "/" in name or name in (".", "..", RECORD, STAMPS) or not isinstance(facts["size"], int):
+            raise ValueError(name)
+        files[name] = FileFacts(Digest.from_hex(facts["sha256"]).hex, facts["size"])
+    return files
+
+
+def _stamp_of(found: os.stat_result) -> Stamp:
+    return (found.st_dev, found.st_ino, found.st_mtime_ns)
+
+
+def _read_stamps(directory: Path) -> dict[str, Stamp]:
+    try:
+        return {name: tuple(stamp) for name, stamp in json.loads((directory / STAMPS).read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # unreadable stamps only mean that the files are hashed again
+
+
+def _try_writing_stamps(directory: Path, stamps: Mapping[str, Stamp], scratch: Path) -> None:
+    from systemfiles.foundation.files import write_file
+
+    try:
+        write_file(directory / STAMPS, json.dumps(stamps).encode(), scratch=scratch, mode=0o644)
+    except (OSError, StoreError):
+        return  # a read-only or full data directory resolves all the same, at the price of hashing once a process

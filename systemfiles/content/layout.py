@@ -1,0 +1,266 @@
+"""The content store: an OCI image layout (image-spec, image-layout.md) that other tools may read and write too.
+
+::
+
+    oci-cache/
+    ├── oci-layout             {"imageLayoutVersion": "1.0.0"}
+    ├── index.json             one descriptor per name; whatever it does not reach, other tools' collection deletes
+    └── blobs/sha256/<hex>     mode 0444, complete and verified since the moment the name exists
+
+index.json is only rewritten under the lock `oci-cache`; entries and fields that are not ours survive every rewrite.
+Our entries carry the annotation `io.systemfiles.managed`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.digest import Digest, hash_file
+from systemfiles.foundation.errors import DigestMismatch, IntegrityError, InvalidDigest, NotFound, StoreError
+from systemfiles.foundation.files import NewFile, fsync_path, make_dirs, publish, storing, write_file
+from systemfiles.foundation.lock import locked
+from systemfiles.foundation.paths import Paths
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+REF_NAME = "org.opencontainers.image.ref.name"
+MANAGED = "io.systemfiles.managed"
+LARGEST_JSON = 4 << 20
+_WALKABLE = (
+    MANIFEST,
+    INDEX,
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """What points to a blob (image-spec, descriptor.md). `size` in bytes."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        return {**plain, "annotations": dict(self.annotations)} if self.annotations else plain
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Descriptor:
+        """Raises StoreError when `value` is not a descriptor."""
+        try:
+            digest = Digest.parse(value["digest"])
+            size = value["size"]
+            if not isinstance(size, int) or size < 0:
+                raise ValueError(size)
+            return cls(str(value["mediaType"]), digest, size, dict(value.get("annotations") or {}))
+        except (KeyError, TypeError, ValueError, AttributeError, InvalidDigest) as error:
+            msg = f"{value!r:.200} is not an OCI descriptor"
+            raise StoreError(msg) from error
+
+
+def manifest(
+    config: Descriptor,
+    layers: Sequence[Descriptor],
+    annotations: Mapping[str, str],
+    *,
+    artifact_type: str | None = None,
+) -> bytes:
+    """The bytes of an image manifest (image-spec, manifest.md); the same for the same arguments."""
+    value: dict[str, Any] = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config.to_json(),
+        "layers": [layer.to_json() for layer in layers],
+        "annotations": dict(annotations),
+    }
+    if artifact_type:
+        value["artifactType"] = artifact_type
+    return canonical(value)
+
+
+def image_config(arch: Arch, layers: Sequence[Descriptor]) -> bytes:
+    """The bytes of an image's configuration (image-spec, config.md) that says its platform and uncompressed layers."""
+    rootfs = {"type": "layers", "diff_ids": [layer.digest for layer in layers]}
+    return canonical({"architecture": arch.debian, "os": "linux", "config": {}, "rootfs": rootfs})
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no spaces, so that equal values are equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+class Layout:
+    """One OCI image layout. Reading needs no lock; any number of threads and processes may add at once."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.root = paths.oci_cache
+        self._scratch = paths.tmp
+        self._lock = paths.lock("oci-cache")
+        self._index = self.root / "index.json"
+
+    def blob(self, digest: Digest) -> Path:
+        """Where the blob with this digest is, or would be."""
+        return self.root / "blobs" / "sha256" / digest.hex
+
+    def new_file(self) -> NewFile:
+        """A file to write a blob into before its digest is known; see `add`."""
+        return NewFile(self._scratch)
+
+    def add(self, new: NewFile, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
+        """Takes a finished file in under its digest; an intact blob that is there already is kept instead."""
+        digest, size = new.digest(), new.size
+        final = self.blob(digest)
+        make_dirs(final.parent)
+        if not self.intact(digest, size):
+            new.commit(final)
+        return Descriptor(media_type, digest, size, annotations or {})
+
+    def add_bytes(self, data: bytes, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
+        """Takes `data` in."""
+        with self.new_file() as new:
+            new.write(data)
+            return self.add(new, media_type, annotations=annotations)
+
+    def add_path(self, path: Path, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
+        """Takes the finished file at `path` (in the data directory's tmp/) in; `path` may be gone afterwards."""
+        digest, size = hash_file(path)
+        final = self.blob(digest)
+        make_dirs(final.parent)
+        if not self.intact(digest, size):
+            publish(path, final)
+        return Descriptor(media_type, digest, size, annotations or {})
+
+    def intact(self, digest: Digest, size: int | None = None) -> bool:
+        """Whether the blob is here and its bytes have this digest; reads all of it."""
+        try:
+            path = self.blob(digest)
+            if size is not None and path.stat().st_size != size:
+                return False
+            return hash_file(path)[0] == digest
+        except FileNotFoundError:
+            return False
+
+    def read(self, digest: Digest, *, limit: int = LARGEST_JSON) -> bytes:
+        """The bytes of a small blob, verified. Raises NotFound, DigestMismatch, StoreError."""
+        path = self.blob(digest)
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(limit + 1)
+        except FileNotFoundError:
+            raise NotFound(digest, looked_in=path.parent) from None
+        if len(data) > limit:
+            msg = f"blob {digest} is longer than the {limit} bytes read at once"
+            raise StoreError(msg)
+        if (got := Digest.of(data)) != digest:
+            raise DigestMismatch(path, expected=digest, got=got, consequence="it was not used")
+        return data
+
+    def read_json(self, digest: Digest) -> dict[str, Any]:
+        """A manifest, index or config. Raises as `read`, and StoreError when it is not a JSON object."""
+        return _json_object(self.read(digest), str(self.blob(digest)))
+
+    def create(self) -> None:
+        """Makes an empty layout where there is none, and a fresh index where it was lost."""
+        make_dirs(self.root / "blobs" / "sha256")
+        marker = self.root / "oci-layout"
+        if not marker.exists():
+            write_file(marker, canonical({"imageLayoutVersion": "1.0.0"}), scratch=self._scratch, mode=0o644)
+        if not self._index.exists():
+            with locked(self._lock):
+                if not self._index.exists():
+                    self._write_index({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})
+
+    def names(self) -> dict[str, Descriptor]:
+        """Every name in index.json and what it points to. Raises StoreError when the index is unreadable."""
+        named: dict[str, Descriptor] = {}
+        for entry in self._read_index()["manifests"]:
+            if name := _name_of(entry):
+                named[name] = Descriptor.from_json(entry)
+        return named
+
+    def name(self, name: str, target: Descriptor) -> None:
+        """Lets `name` point to `target`; everyone else's entries stay as they are."""
+        entry = Descriptor(
+            target.media_type, target.digest, target.size, {**target.annotations, REF_NAME: name, MANAGED: "true"}
+        ).to_json()
+        self.create()
+        with locked(self._lock):
+            index = self._read_index()
+            if entry in index["manifests"]:
+                return
+            others = [other for other in index["manifests"] if _name_of(other) != name]
+            index["manifests"] = [*others, entry]
+            self._write_index(index)
+
+    def reachable(self, target: Descriptor) -> Iterator[Descriptor]:
+        """`target` and all that it refers to, each once; a manifest that is missing ends its branch."""
+        todo, seen = [target], set[Digest]()
+        while todo:
+            current = todo.pop()
+            if current.digest in seen:
+                continue
+            seen.add(current.digest)
+            yield current
+            if current.media_type in _WALKABLE and self.blob(current.digest).exists():
+                value = self.read_json(current.digest)
+                children = [*value.get("manifests", ()), *value.get("layers", ()), value.get("config")]
+                todo += [Descriptor.from_json(child) for child in children if child]
+
+    def verify(self) -> Iterator[IntegrityError]:
+        """Re-hashes every blob that index.json reaches; yields what is damaged or missing."""
+        for name, target in self.names().items():
+            for descriptor in self.reachable(target):
+                path = self.blob(descriptor.digest)
+                if not path.exists():
+                    yield IntegrityError(
+                        path, expected=f"{descriptor.size} bytes", got="no file", consequence=f"{name} is not whole"
+                    )
+                elif (got := hash_file(path)[0]) != descriptor.digest:
+                    yield DigestMismatch(path, expected=descriptor.digest, got=got, consequence=f"{name} is not whole")
+
+    def discard(self, digest: Digest) -> None:
+        """Removes a blob that turned out to be damaged."""
+        with storing(self.root):
+            self.blob(digest).unlink(missing_ok=True)
+            fsync_path(self.blob(digest).parent)
+
+    def _read_index(self) -> dict[str, Any]:
+        try:
+            index = _json_object(self._index.read_bytes(), str(self._index))
+        except FileNotFoundError:
+            return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+        entries = index.get("manifests")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            msg = f"{self._index} is not an OCI image index"
+            raise StoreError(msg, hint="restore it, or remove it: our own entries are written again")
+        return index
+
+    def _write_index(self, index: dict[str, Any]) -> None:
+        write_file(self._index, json.dumps(index, indent=1).encode(), scratch=self._scratch, mode=0o644)
+
+
+def _name_of(entry: Mapping[str, Any]) -> str | None:
+    annotations = entry.get("annotations")
+    name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _json_object(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        msg = f"{where} is not JSON ({error})"
+        raise StoreError(msg) from error
+    if not isinstance(value, dict):
+        msg = f"{where} is not a JSON object"
+        raise StoreError(msg)
+    return value

@@ -1,0 +1,174 @@
+"""Artifact directories and the content store under them, kept in step.
+
+Every artifact is also an OCI artifact in the layout, named `<kind>-<version>-<arch>`. Its layers are the record and
+the files; its config is an image's, so that tools that know only images show the platform. So each of the two can be
+written again from the other, and no other tool's collection frees its bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from systemfiles.content.artifacts import RECORD, Artifact, Artifacts, parse_record
+from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Descriptor, Layout, canonical, image_config, manifest
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.errors import IntegrityError, NotProvisioned, StoreError, VersionConflict
+from systemfiles.foundation.files import link_or_copy
+from systemfiles.foundation.paths import KINDS, Paths
+from systemfiles.version import __version__
+
+log = logging.getLogger(__name__)
+
+TITLE = "org.opencontainers.image.title"
+VERSION = "org.opencontainers.image.version"
+_MEDIA_TYPE = "application/vnd.systemfiles.{kind}.v1"
+_HOST_FACTS = ("created_at", "created_by")
+
+
+def layout_name(kind: str, version: str, arch: Arch) -> str:
+    """What an artifact is called in index.json."""
+    return f"{kind}-{version}-{arch}"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Which inputs differ, by dotted name: (before, now)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found[f"{prefix}{key}"] = (old, new)
+    return found
+
+
+class Store:
+    """Finds, takes in and names artifacts. Callers hold the artifact's lock."""
+
+    def __init__(self, paths: Paths, artifacts: Artifacts, *, clock: Callable[[], float] = time.time) -> None:
+        self.layout = Layout(paths)
+        self.artifacts = artifacts
+        self._paths = paths
+        self._clock = clock
+
+    def kept(self, kind: str, version: str, arch: Arch, inputs: Mapping[str, Any] | None) -> Artifact | None:
+        """The artifact when every file of it is intact on disk. Changes nothing, needs no lock.
+
+        `inputs` are today's inputs of that version, None when nothing but the disk knows it.
+        Raises VersionConflict when it exists and was made from others.
+        """
+        try:
+            artifact = self.artifacts.load(kind, version, arch)
+            _require_same(kind, version, arch, artifact.inputs, inputs)
+            self.artifacts.check(artifact, *artifact.files)
+        except (NotProvisioned, IntegrityError):
+            return None
+        return artifact
+
+    def recover(self, kind: str, version: str, arch: Arch, inputs: Mapping[str, Any] | None) -> Artifact | None:
+        """Writes the artifact again from the layout, when that has every byte of it. Raises VersionConflict."""
+        target = self.layout.names().get(layout_name(kind, version, arch))
+        if target is None:
+            return None
+        try:
+            record, files = self._read_manifest(target)
+        except (StoreError, IntegrityError, KeyError, TypeError) as error:
+            log.warning("%s in the content store cannot be used: %s", layout_name(kind, version, arch), error)
+            return None
+        if (record["kind"], record["version"], record["arch"]) != (kind, version, arch.value):
+            return None
+        if not all(self.layout.intact(file.digest, file.size) for file in files.values()):
+            return None
+        _require_same(kind, version, arch, record["inputs"], inputs)
+        return self._publish(record, files)
+
+    def put(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Artifact:
+        """Publishes what was made: `files` are blobs of the layout, by file name; `record` describes them.
+
+        Raises VersionConflict when a damaged artifact of that name was on record with another content.
+        """
+        kind, version, arch = record["kind"], record["version"], Arch.parse(record["arch"])
+        with contextlib.suppress(NotProvisioned, IntegrityError):
+            before = _content(self.artifacts.load(kind, version, arch).record)
+            if before != (now := _content(record)):
+                raise VersionConflict(kind, version, arch.value, changes={"content": (before, now)})
+        self._name(record, files)
+        return self._publish(record, files)
+
+    def reassert(self) -> None:
+        """Makes index.json reach every artifact on disk again, should another tool have rewritten it."""
+        named = self.layout.names()
+        for kind in KINDS:
+            for version, arch in self.artifacts.versions(kind):
+                name = layout_name(kind, version, arch)
+                if name not in named or not self._whole(named[name]):
+                    self._reassert(self.artifacts.load(kind, version, arch))
+
+    def is_asserted(self) -> bool:
+        """Whether index.json has a name for every artifact on disk."""
+        named = self.layout.names()
+        return all(
+            (target := named.get(layout_name(kind, version, arch))) is not None and self._whole(target)
+            for kind in KINDS
+            for version, arch in self.artifacts.versions(kind)
+        )
+
+    def _whole(self, target: Descriptor) -> bool:
+        return all(self.layout.blob(part.digest).exists() for part in self.layout.reachable(target))
+
+    def _reassert(self, artifact: Artifact) -> None:
+        self.artifacts.check(artifact, *artifact.files)
+        files = {}
+        for name, facts in artifact.files.items():
+            digest = Digest.from_hex(facts.sha256)
+            if not self.layout.blob(digest).exists():
+                self.layout.create()
+                link_or_copy(artifact.directory / name, self.layout.blob(digest), scratch=self._paths.tmp)
+            files[name] = Descriptor("application/octet-stream", digest, facts.size)
+        self._name({key: value for key, value in artifact.record.items() if key not in _HOST_FACTS}, files)
+
+    def _name(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> None:
+        kind, version, arch = record["kind"], record["version"], Arch.parse(record["arch"])
+        media_type = _MEDIA_TYPE.format(kind=kind)
+        layers = [self.layout.add_bytes(canonical(record), f"{media_type}+json", annotations={TITLE: RECORD})]
+        for name, file in files.items():
+            layers.append(Descriptor(f"{media_type}.file", file.digest, file.size, {TITLE: name}))
+        config = self.layout.add_bytes(image_config(arch, layers), IMAGE_CONFIG)
+        data = manifest(config, layers, {VERSION: version}, artifact_type=media_type)
+        self.layout.name(layout_name(kind, version, arch), self.layout.add_bytes(data, MANIFEST))
+
+    def _publish(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Artifact:
+        blobs = {name: self.layout.blob(file.digest) for name, file in files.items()}
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
+        return self.artifacts.publish(record, blobs, created_at=now, created_by=f"systemfiles {__version__}")
+
+    def _read_manifest(self, target: Descriptor) -> tuple[dict[str, Any], dict[str, Descriptor]]:
+        layers = map(Descriptor.from_json, self.layout.read_json(target.digest)["layers"])
+        files = {layer.annotations[TITLE]: layer for layer in layers}
+        described = files.pop(RECORD).digest
+        record = parse_record(self.layout.read(described), self.layout.blob(described))
+        if {name: file.digest.hex for name, file in files.items()} != {
+            name: facts["sha256"] for name, facts in record["files"].items()
+        }:
+            msg = "the manifest names other files than the record"
+            raise StoreError(msg)
+        return record, files
+
+
+def _require_same(
+    kind: str, version: str, arch: Arch, recorded: Mapping[str, Any], inputs: Mapping[str, Any] | None
+) -> None:
+    if inputs is not None and (different := changes(recorded, inputs)):
+        raise VersionConflict(kind, version, arch.value, changes=different)
+
+
+def _content(record: Mapping[str, Any]) -> str:
+    """The identity of an artifact's content: of what is inside an initrd, whatever compressed it."""
+    if "content_sha256" in record:
+        return str(record["content_sha256"])
+    return " ".join(f"{name}:{facts['sha256']}" for name, facts in sorted(record["files"].items()))

@@ -1,0 +1,108 @@
+"""versions.lock: what rolling versions were resolved to, so that they move only when someone says so.
+
+JSON, portable (no paths of this host), and only ever added to by provisioning: `kernel` and `initrd` keep every
+concrete version that was ever resolved here, so that one whose files were lost can be made again from exactly the
+same inputs.
+
+::
+
+    {"schema": 1,
+     "rolling": {"debian-cloud": {"x86_64": "debian-cloud-6.1.192-2"}},
+     "busybox": {"busybox-static": {"x86_64": {package, version, url, size, sha256}}},
+     "kernel":  {"debian-cloud-6.1.192-2": {"x86_64": {package, version, url, size, sha256}}},
+     "initrd":  {"v1.0.0-3fa9c1d20b7e": {"x86_64": {init, busybox, kernel, load, carry, inputs}}}}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.catalog import (
+    ArchKey,
+    CatalogModel,
+    Module,
+    Package,
+    PinnedReference,
+    Sha256,
+    Url,
+    VersionName,
+)
+from systemfiles.foundation.errors import CatalogError
+from systemfiles.foundation.files import write_file
+from systemfiles.foundation.lock import locked
+from systemfiles.foundation.paths import Paths
+
+
+class PackagePin(CatalogModel):
+    """One package file of a distribution's archive; `size` in bytes."""
+
+    package: Package
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+:~-]*$")]
+    url: Url
+    size: Annotated[int, Field(gt=0)]
+    sha256: Sha256
+
+
+class InitrdPin(CatalogModel):
+    """All that a concrete initrd was made from; `inputs` is the preimage of its content."""
+
+    init: VersionName
+    busybox: PinnedReference | PackagePin
+    kernel: VersionName | None = None
+    load: tuple[Module, ...] = ()
+    carry: tuple[Module, ...] = ()
+    inputs: dict[str, Any]
+
+
+class VersionsLock(BaseModel):
+    """The whole file. Edit it inside `editing_lock` only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    rolling: dict[VersionName, dict[ArchKey, VersionName]] = {}
+    busybox: dict[Package, dict[ArchKey, PackagePin]] = {}
+    kernel: dict[VersionName, dict[ArchKey, PackagePin]] = {}
+    initrd: dict[VersionName, dict[ArchKey, InitrdPin]] = {}
+
+    def find_initrd(self, inputs: dict[str, Any], arch: Arch) -> str | None:
+        """The concrete initrd that was made from exactly these inputs."""
+        for version, pins in sorted(self.initrd.items()):
+            if arch in pins and pins[arch].inputs == inputs:
+                return version
+        return None
+
+
+def read_lock(path: Path) -> VersionsLock:
+    """The lock at `path`; an empty one where there is none. Raises CatalogError with every fault."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return VersionsLock()
+    try:
+        return VersionsLock.model_validate_json(raw)
+    except ValidationError as error:
+        faults = [(".".join(map(str, fault["loc"])) or "file", fault["msg"]) for fault in error.errors()]
+        raise CatalogError(path, faults) from None
+
+
+@contextlib.contextmanager
+def editing_lock(paths: Paths, *, timeout: float | None = None) -> Iterator[VersionsLock]:
+    """The lock, to be changed in place; written when the block ends well and something changed."""
+    with locked(paths.lock("versions"), timeout=timeout):
+        lock = read_lock(paths.versions_lock)
+        before = _serialise(lock)
+        yield lock
+        if (after := _serialise(lock)) != before or not paths.versions_lock.exists():
+            write_file(paths.versions_lock, after, scratch=paths.tmp, mode=0o644)
+
+
+def _serialise(lock: VersionsLock) -> bytes:
+    return json.dumps(lock.model_dump(mode="json", by_alias=True), indent=1, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,72 @@
+"""Where everything is. No other module spells a path of the data directory.
+
+::
+
+    {data_dir}/
+    ├── system/
+    │   ├── kernel/<version>/<arch>/   vmlinux or Image, modules.tar, artifact.json, stamp.json
+    │   ├── initrd/<version>/<arch>/   initrd, artifact.json, stamp.json
+    │   ├── versions.lock              what rolling versions were resolved to
+    │   ├── oci-cache/                 an OCI image layout: oci-layout, index.json, blobs/sha256/<hex>
+    │   └── SHA256SUMS                 for `sha256sum -c`
+    └── tmp/, locks/                   never needed after a crash
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.errors import InvalidName
+
+VERSION_RULE = "a-z, 0-9, '.', '_', '-'; a letter or digit first; at most 96 characters"
+_VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+
+KERNEL = "kernel"
+INITRD = "initrd"
+KINDS = (KERNEL, INITRD)
+
+
+def check_version(kind: str, version: str) -> str:
+    """`version` itself when it may become a file name and an OCI tag. Raises InvalidName."""
+    if not _VERSION.fullmatch(version):
+        raise InvalidName(kind, version, rule=VERSION_RULE)
+    return version
+
+
+def default_data_dir() -> Path:
+    """`$SYSTEMFILES_DATA_DIR`, else /var/lib/systemfiles for root, else the user's data directory (XDG)."""
+    if configured := os.environ.get("SYSTEMFILES_DATA_DIR"):
+        return Path(configured)
+    if os.geteuid() == 0:
+        return Path("/var/lib/systemfiles")
+    from platformdirs import user_data_path  # only an unprivileged user pays for it
+
+    return user_data_path("systemfiles")
+
+
+class Paths:
+    """Every path under one data directory."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir.expanduser().absolute()
+        self.system = self.data_dir / "system"
+        self.tmp = self.data_dir / "tmp"
+        self.locks = self.data_dir / "locks"
+        self.oci_cache = self.system / "oci-cache"
+        self.sha256sums = self.system / "SHA256SUMS"
+        self.versions_lock = self.system / "versions.lock"
+
+    def kind(self, kind: str) -> Path:
+        """The directory of all versions of a kind."""
+        return self.system / kind
+
+    def artifact(self, kind: str, version: str, arch: Arch) -> Path:
+        """The directory of one version for one architecture. Raises InvalidName."""
+        return self.system / kind / check_version(kind, version) / arch.value
+
+    def lock(self, name: str) -> Path:
+        """The file whose lock guards `name`."""
+        return self.locks / f"{name}.lock"

@@ -1,0 +1,52 @@
+"""Progress of long work: the library reports, whoever called decides what to show."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with (subject, bytes done so far, bytes in all or None). Raise from it to cancel the work."""
+
+
+def silent(subject: str, done: int, total: int | None) -> None:
+    """Shows nothing."""
+
+
+class ProgressBars:
+    """A `Progress` that draws one tqdm bar per subject on stderr when that is a terminal, and nothing otherwise."""
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm[Any]] = {}
+        self._lock = threading.Lock()
+        self._visible = sys.stderr.isatty()
+
+    def __call__(self, subject: str, done: int, total: int | None) -> None:
+        if not self._visible:
+            return
+        with self._lock:
+            bar = self._bars.get(subject) or self._open(subject, total)
+            bar.update(done - bar.n)
+            if total is not None and done >= total:
+                self._bars.pop(subject).close()
+
+    def _open(self, subject: str, total: int | None) -> tqdm[Any]:
+        from tqdm import tqdm
+
+        bar: tqdm[Any] = tqdm(
+            desc=subject, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, delay=1
+        )
+        self._bars[subject] = bar
+        return bar
+
+    def close(self) -> None:
+        """Removes the bars that are left."""
+        with self._lock:
+            for bar in self._bars.values():
+                bar.close()
+            self._bars.clear()

@@ -1,0 +1,362 @@
+"""The doit tasks over a catalog: resolve → kernel, busybox → initrd → manifest, and what operators do beside.
+
+doit only schedules. Whether something is to do is decided by the provisioner from records and digests on disk; doit
+keeps no state of its own (its database lives in memory), so two runs, `ensure()` and another host agree.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from doit import doit_cmd
+from doit.exceptions import BaseFail, InvalidCommand, TaskFailed
+from doit.reporter import ConsoleReporter
+
+from systemfiles.content.artifacts import Artifact
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.errors import NotProvisioned, SystemFilesError, UsageError
+from systemfiles.foundation.paths import INITRD, KERNEL
+from systemfiles.foundation.progress import ProgressBars
+from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packages
+from systemfiles.provision import Made
+from systemfiles.rolling import Move
+from systemfiles.system import SystemFiles
+
+VARIABLES = {
+    "profile": "which pair of defaults; without it the catalog's default_profile",
+    "kernel": "another kernel than the profile's",
+    "initrd": "another initrd than the profile's",
+    "arch": "architectures, separated by commas; without it this host's",
+    "data_dir": "where everything is kept; without it $SYSTEMFILES_DATA_DIR, else /var/lib/systemfiles",
+    "all": "yes: every profile of the catalog",
+    "tests": "yes: `doit setup` also installs what the tests need",
+}
+_SWITCHES = ("all", "tests")
+_PIPELINE = ("resolve", "kernel", "busybox", "initrd", "manifest")
+
+Tasks = Iterator[dict[str, Any]]
+Note = str | None
+T = TypeVar("T")
+
+
+class Target(NamedTuple):
+    """A kernel and an initrd to provide for one architecture, by their names in the catalog."""
+
+    kernel: str
+    initrd: str
+    arch: Arch
+
+
+def bind(*, catalog: Path | None = None, checkout: Path | None = None) -> dict[str, Any]:
+    """What doit looks for in a dodo.py, for the variables on doit's command line.
+
+    `checkout` is where the tests are; without it there are no tasks for developers.
+    """
+    # doit ignores variables that nobody asks for and has no public list of those it was given
+    variables = dict(doit_cmd._CMDLINE_VARS or {})
+    try:
+        return Graph(variables, catalog=catalog, checkout=checkout).tasks()
+    except SystemFilesError as error:
+        raise InvalidCommand(str(error)) from None
+
+
+def run(tasks: Iterable[str], variables: Mapping[str, str], *, catalog: Path | None = None) -> int:
+    """Runs the pipeline, after `tasks`, without a dodo.py; returns doit's exit status. Raises SystemFilesError."""
+    from doit.cmd_base import ModuleTaskLoader
+    from doit.doit_cmd import DoitMain
+
+    namespace = Graph(variables, catalog=catalog).tasks()
+    status: int = DoitMain(ModuleTaskLoader(namespace)).run(["run", *tasks, *_PIPELINE])
+    return status
+
+
+class Graph:
+    """The tasks for one selection of targets."""
+
+    def __init__(
+        self, variables: Mapping[str, str], *, catalog: Path | None = None, checkout: Path | None = None
+    ) -> None:
+        _check(variables)
+        self._variables = variables
+        self._checkout = checkout
+        self._bars = ProgressBars()
+        self._system = SystemFiles(variables.get("data_dir"), catalog=catalog, profile=variables.get("profile"))
+        self._provisioner = self._system.provisioner(progress=self._bars)
+        self.targets = tuple(self._select())
+
+    def tasks(self) -> dict[str, Any]:
+        """doit's configuration and the task creators, in the order of the pipeline."""
+        creators: dict[str, Callable[[], Any]] = {
+            "resolve": self._task_resolve,
+            "kernel": self._task_kernel,
+            "busybox": self._task_busybox,
+            "initrd": self._task_initrd,
+            "manifest": self._task_manifest,
+            "update": self._task_update,
+            "verify": self._task_verify,
+            "setup": self._task_setup,
+        }
+        if self._checkout is not None:
+            creators |= {"test": self._task_test, "bench": self._task_bench}
+        config = {
+            "default_tasks": [*_PIPELINE],
+            "reporter": type("BoundReporter", (Reporter,), {"graph": self}),  # doit makes the instance
+            "verbosity": 2,
+            "backend": "sqlite3",
+            "dep_file": ":memory:",
+            "par_type": "thread",
+            "sort": "definition",
+        }
+        return {"DOIT_CONFIG": config} | {f"task_{name}": creator for name, creator in creators.items()}
+
+    def close(self) -> None:
+        """Removes what is left of progress bars."""
+        self._bars.close()
+
+    def paths(self) -> Iterator[tuple[str, Path]]:
+        """What is provided now, as (kind, path), each once."""
+        for target in self.targets:
+            kernel = self._kernel_of(target)
+            initrd = self._provisioner.kept_initrd(target.initrd, kernel, target.arch)
+            yield KERNEL, kernel.path
+            if initrd is not None:
+                yield INITRD, initrd.path
+
+    def _select(self) -> Iterator[Target]:
+        catalog = self._system.catalog
+        everything = self._variables.get("all") == "yes"
+        profiles = catalog.profile.values() if everything else [catalog.find_profile(self._system.profile)]
+        for name in dict.fromkeys(self._variables.get("arch", Arch.host().value).split(",")):
+            for profile in profiles:
+                kernel = self._variables.get("kernel", profile.kernel)
+                initrd = self._variables.get("initrd", profile.initrd)
+                yield Target(kernel, initrd, Arch.parse(name))
+
+    # ── the pipeline ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _task_resolve(self) -> Tasks:
+        yield _about("resolve", "ask this host's apt what rolling versions are now, unless versions.lock says it")
+        for arch in self._arches():
+            yield _task(arch, partial(self._resolve, arch), done=partial(self._is_resolved, arch))
+
+    def _task_kernel(self) -> Tasks:
+        yield _about("kernel", "fetch or recover the kernel, verify it, and take out the modules")
+        for name, arch in _unique((target.kernel, target.arch) for target in self.targets):
+            done = partial(self._provisioner.kept_kernel, name, arch)
+            yield _task(f"{name}:{arch}", partial(self._kernel, name, arch), done=done, after=[f"resolve:{arch}"])
+
+    def _task_busybox(self) -> Tasks:
+        yield _about("busybox", "fetch the busybox that the initrd is built on into the content store")
+        for name, arch in _unique((target.initrd, target.arch) for target in self.targets):
+            done = partial(self._provisioner.kept_busybox, name, arch)
+            make = partial(self._provisioner.busybox, name, arch)
+            yield _task(f"{name}:{arch}", make, done=done, after=[f"resolve:{arch}"])
+
+    def _task_initrd(self) -> Tasks:
+        yield _about("initrd", "build the initrd: busybox, /init, and the kernel's modules")
+        for target in self.targets:
+            after = [f"kernel:{target.kernel}:{target.arch}", f"busybox:{target.initrd}:{target.arch}"]
+            name = f"{target.initrd}:{target.arch}"
+            if self._variables.get("all") == "yes":
+                name = f"{target.initrd}:{target.kernel}:{target.arch}"
+            yield _task(name, partial(self._initrd, target), done=partial(self._has_initrd, target), after=after)
+
+    def _task_manifest(self) -> dict[str, Any]:
+        """write SHA256SUMS, and our names in the content store's index"""
+        done = self._provisioner.manifest_is_current
+        return _task(None, self._write_manifest, done=done, after=["initrd"], doc=self._task_manifest.__doc__)
+
+    # ── beside it ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _task_update(self) -> dict[str, Any]:
+        """move rolling versions to what apt has now, and provide those"""
+        return _task(None, self._update, doc=self._task_update.__doc__)
+
+    def _task_verify(self) -> dict[str, Any]:
+        """read every byte of everything provided and compare it with its record"""
+        return _task(None, self._verify, doc=self._task_verify.__doc__)
+
+    def _task_setup(self) -> dict[str, Any]:
+        """install what provisioning needs from this host's apt (tests=yes: and what the tests need)"""
+        return _task(None, self._setup, done=self._is_set_up, doc=self._task_setup.__doc__)
+
+    def _task_test(self) -> dict[str, Any]:
+        """run all tests: linters, unit, contract, integration and boot"""
+        return _task(None, partial(self._pytest, "tests"), doc=self._task_test.__doc__)
+
+    def _task_bench(self) -> dict[str, Any]:
+        """print what the hot paths cost, as ratios to well-known programs in the same run"""
+        return _task(None, partial(self._python, "tests/bench/run.py"), doc=self._task_bench.__doc__)
+
+    # ── what the tasks do ────────────────────────────────────────────────────────────────────────────────────────
+
+    def _arches(self) -> tuple[Arch, ...]:
+        return _unique(target.arch for target in self.targets)
+
+    def _names(self, arch: Arch) -> tuple[list[str], list[str]]:
+        here = [target for target in self.targets if target.arch is arch]
+        return [*_unique(target.kernel for target in here)], [*_unique(target.initrd for target in here)]
+
+    def _is_resolved(self, arch: Arch) -> bool:
+        return not any(self._provisioner.rolling.missing(*self._names(arch), arch))
+
+    def _resolve(self, arch: Arch) -> Note:
+        moves = self._provisioner.rolling.resolve(*self._names(arch), arch)
+        return ", ".join(f"{move.name} → {move.after} (locked)" for move in moves)
+
+    def _kernel(self, name: str, arch: Arch) -> Note:
+        return _note(self._provisioner.kernel(name, arch))
+
+    def _has_initrd(self, target: Target) -> bool:
+        kernel = self._kernel_of(target)
+        return self._provisioner.kept_initrd(target.initrd, kernel, target.arch) is not None
+
+    def _initrd(self, target: Target) -> Note:
+        return _note(self._provisioner.initrd(target.initrd, self._kernel_of(target), target.arch))
+
+    def _kernel_of(self, target: Target) -> Artifact:
+        kernel = self._provisioner.kept_kernel(target.kernel, target.arch)
+        if kernel is None:
+            looked_in = self._system.paths.kind(KERNEL)
+            raise NotProvisioned(KERNEL, target.kernel, target.arch.value, looked_in=looked_in)
+        return kernel
+
+    def _write_manifest(self) -> Note:
+        return f"{self._provisioner.write_manifest()} files listed"
+
+    def _update(self) -> Note:
+        moves: list[Move] = []
+        for target in self.targets:
+            moves += self._provisioner.update(target.kernel, target.initrd, target.arch)
+        self._provisioner.write_manifest()
+        return "\n   ".join(f"{move.name}: {move.before} → {move.after}" for move in moves) or "nothing moved"
+
+    def _verify(self) -> Note:
+        found = self._system.verify()
+        if found.problems:
+            msg = f"{len(found.problems)} of the files are not what they should be"
+            details = [("problem", f"{problem.summary}") for problem in found.problems]
+            raise UsageError(msg, details=details, hint="doit makes damaged files again")
+        return f"{found.artifacts} artifacts and the content store are intact"
+
+    def _wanted_packages(self) -> dict[str, str]:
+        return PROVISIONING | (TESTS if self._variables.get("tests") == "yes" else {})
+
+    def _is_set_up(self) -> bool:
+        return not missing_packages(self._wanted_packages())
+
+    def _setup(self) -> Note:
+        wanted = self._wanted_packages()
+        return "".join(f"\n   {name}: {wanted[name]}" for name in install(wanted))
+
+    def _pytest(self, *words: str) -> Note:
+        return self._python("-m", "pytest", *words)
+
+    def _python(self, *words: str) -> Note:
+        done = subprocess.run([sys.executable, *words], cwd=self._checkout, check=False)
+        if done.returncode:
+            msg = f"{' '.join(words)} ended with status {done.returncode}"
+            raise UsageError(msg)
+        return None
+
+
+class Reporter(ConsoleReporter):  # type: ignore[misc]  # doit has no types
+    """Says what was done in a line each, then where the files are; says so when nothing was to do."""
+
+    graph: ClassVar[Graph]
+
+    def __init__(self, outstream: Any, options: Mapping[str, Any]) -> None:
+        super().__init__(outstream, options)
+        self._kept: list[str] = []
+        self._done: list[str] = []
+
+    def execute_task(self, task: Any) -> None:
+        """Nothing: a line appears when the task ends."""
+
+    def skip_uptodate(self, task: Any) -> None:
+        self._kept.append(task.name)
+
+    def add_success(self, task: Any) -> None:
+        if task.actions:
+            self._done.append(task.name)
+            self.write(f".  {task.name:<36} {task.values.get('note') or ''}".rstrip() + "\n")
+
+    def add_failure(self, task: Any, fail: BaseFail) -> None:
+        self.graph.close()
+        self.failures.append({"task": task, "exception": fail})
+        self.write(f"!  {task.name}\n")
+        sys.stderr.write(f"error: {fail.message}\n" if isinstance(fail, TaskFailed) else fail.get_msg())
+
+    def complete_run(self) -> None:
+        self.graph.close()
+        if self.runtime_errors:
+            self.write("\n".join(self.runtime_errors) + "\n")
+        if self.failures:
+            return
+        if self._kept and not self._done:
+            self.write(f"-- everything is up to date ({len(self._kept)} targets)\n")
+        if "manifest" in (*self._kept, *self._done):
+            self.write("\n")
+            for kind, path in self.graph.paths():
+                self.write(f"{kind:<6}  {path}\n")
+
+
+def _check(variables: Mapping[str, str]) -> None:
+    unknown = [name for name in variables if name not in VARIABLES]
+    if unknown:
+        msg = f"there is no variable {', '.join(map(repr, unknown))}"
+        raise UsageError(msg, details=VARIABLES.items())
+    for name in _SWITCHES:
+        if variables.get(name, "no") not in ("yes", "no"):
+            msg = f"{name}={variables[name]} is neither {name}=yes nor {name}=no"
+            raise UsageError(msg)
+
+
+def _about(name: str, doc: str) -> dict[str, Any]:
+    return {"basename": name, "name": None, "doc": doc}
+
+
+def _task(
+    name: object,
+    action: Callable[[], object],
+    *,
+    done: Callable[[], object] | None = None,
+    after: Iterable[str] = (),
+    doc: str | None = None,
+) -> dict[str, Any]:
+    """One task: `action` gives the note of its line, `done` says whether nothing is to do."""
+    task: dict[str, Any] = {
+        "actions": [partial(_act, action)],
+        "uptodate": [partial(_is_done, done)] if done else [False],
+        "task_dep": [*after],
+        "doc": doc,
+    }
+    return task if name is None else {"name": str(name), **task}
+
+
+def _act(action: Callable[[], object]) -> dict[str, str] | TaskFailed:
+    try:
+        note = action()
+    except SystemFilesError as error:
+        return TaskFailed(str(error))
+    return {"note": str(note) if note else ""}
+
+
+def _is_done(done: Callable[[], object]) -> bool:
+    try:
+        return bool(done())
+    except SystemFilesError:
+        return False  # the action meets the same fault and reports it
+
+
+def _note(made: Made) -> Note:
+    return f"{made.note}" if made.note else "kept"
+
+
+def _unique(items: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(items))

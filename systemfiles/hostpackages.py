@@ -1,0 +1,76 @@
+"""What this project needs from the host's apt, why, and how it is installed without starting anything."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from systemfiles.foundation.errors import ToolFailed, UsageError
+from systemfiles.foundation.process import run
+
+log = logging.getLogger(__name__)
+
+PROVISIONING = {"libarchive13": "reads distribution packages and compressed kernels"}
+TESTS = {
+    "busybox-static": "what our list of applets is compared with",
+    "cpio": "an independent reader of initrds",
+    "e2fsprogs": "makes the disks of test guests",
+    "libarchive-tools": "bsdtar, another independent reader",
+    "qemu-system-arm": "boots aarch64 guests",
+    "qemu-system-x86": "boots x86_64 guests",
+    "shellcheck": "checks the init scripts",
+    "skopeo": "an independent reader of the content store",
+    "umoci": "another one",
+}
+_NO_APT = "install these by the means of your distribution"
+# invoke-rc.d(8) asks this file before it starts a daemon of a package that was just installed; 101 means no
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def missing_packages(wanted: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of `wanted` that dpkg does not have installed, sorted. Raises ToolMissing without dpkg."""
+    return tuple(name for name in sorted(wanted) if not _installed(name))
+
+
+def install(wanted: Mapping[str, str]) -> tuple[str, ...]:
+    """Installs what is missing of `wanted`, starts no daemon, returns the names.
+
+    Raises UsageError when that needs root, ToolFailed when apt fails.
+    """
+    names = missing_packages(wanted)
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *names]
+    if not names:
+        return names
+    if os.geteuid() != 0:
+        msg = f"{', '.join(names)} must be installed, which needs root"
+        raise UsageError(msg, hint=f"sudo {shlex.join(command)}")
+    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    with _no_daemons():
+        run(["apt-get", "update", "-q"], missing=_NO_APT)
+        run(command, missing=_NO_APT, timeout=1800)
+    return names
+
+
+def _installed(name: str) -> bool:
+    try:
+        state = run(["dpkg-query", "-W", "-f", "${db:Status-Status}", name], missing=_NO_APT)
+    except ToolFailed:
+        return False
+    return state == "installed"
+
+
+@contextlib.contextmanager
+def _no_daemons() -> Iterator[None]:
+    if _POLICY.exists():
+        yield  # the host has a policy of its own
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        _POLICY.unlink(missing_ok=True)

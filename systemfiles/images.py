@@ -1,0 +1,112 @@
+"""The base images that initrds are built on, in the content store as the OCI images they are.
+
+A busybox from a distribution's package becomes an image of one layer there; one from a registry is pulled as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Descriptor, Layout, image_config, manifest
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.catalog import Catalog
+from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.errors import IntegrityError, SourceRefused, StoreError
+from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lockfile import PackagePin
+from systemfiles.foundation.paths import Paths
+from systemfiles.foundation.progress import Progress, silent
+from systemfiles.recipes.busybox import layer_from_deb
+from systemfiles.rolling import name_of_version
+
+log = logging.getLogger(__name__)
+
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+SOURCE = "io.systemfiles.source"
+_FORGOTTEN = "an archive keeps only its newest packages; doit update moves to what it has now"
+
+
+class Images:
+    """Provides base images in one data directory's content store."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        catalog: Catalog,
+        layout: Layout,
+        *,
+        progress: Progress = silent,
+        timeout: float | None = None,
+    ) -> None:
+        self._paths = paths
+        self._catalog = catalog
+        self._layout = layout
+        self._progress = progress
+        self._timeout = timeout
+
+    def kept(self, source: PackagePin | str, arch: Arch) -> tuple[Path, ...] | None:
+        """The image's layers when all of it is here and intact."""
+        target = self._layout.names().get(_name(source, arch))
+        if target is None or target.annotations.get(SOURCE) != _identity(source):
+            return None
+        try:
+            layers = [Descriptor.from_json(layer) for layer in self._layout.read_json(target.digest)["layers"]]
+        except (StoreError, IntegrityError, KeyError, TypeError) as error:
+            log.warning("%s in the content store cannot be used: %s", _name(source, arch), error)
+            return None
+        if not all(self._layout.intact(layer.digest, layer.size) for layer in layers):
+            return None
+        return tuple(self._layout.blob(layer.digest) for layer in layers)
+
+    def busybox(self, source: PackagePin | str, arch: Arch) -> tuple[Path, ...]:
+        """The layers of the busybox image, lowest first, fetched when they are not here.
+
+        Raises SourceError, IntegrityError, InvalidArchive, StoreError.
+        """
+        if kept := self.kept(source, arch):
+            return kept
+        with locked(self._paths.lock(_name(source, arch)), timeout=self._timeout):
+            if kept := self.kept(source, arch):
+                return kept
+            target = self._from_package(source, arch) if isinstance(source, PackagePin) else self._pull(source, arch)
+            self._layout.name(_name(source, arch), target)
+            return tuple(
+                self._layout.blob(Digest.parse(layer["digest"]))
+                for layer in self._layout.read_json(target.digest)["layers"]
+            )
+
+    def _pull(self, reference: str, arch: Arch) -> Descriptor:
+        raise SourceRefused(reference, "pulling from an OCI registry is not built yet", hint="use profile=debian")
+
+    def _from_package(self, pin: PackagePin, arch: Arch) -> Descriptor:
+        from systemfiles.sources.apt import apt_proxies
+        from systemfiles.sources.http import fetch  # 100 ms for `requests`, and most runs fetch nothing
+
+        with self._layout.new_file() as package:
+            fetch(
+                pin.url,
+                package,
+                subject=f"busybox {pin.version} ({arch})",
+                digest=Digest.from_hex(pin.sha256),
+                size=pin.size,
+                mirrors=self._catalog.mirrors,
+                proxies=apt_proxies(),
+                hint=_FORGOTTEN,
+                progress=self._progress,
+            )
+            data = layer_from_deb(package.path, arch)
+        layer = self._layout.add_bytes(data, LAYER)
+        described = self._layout.add_bytes(image_config(arch, [layer]), IMAGE_CONFIG)
+        annotations = {SOURCE: _identity(pin), "org.opencontainers.image.version": pin.version}
+        return self._layout.add_bytes(manifest(described, [layer], annotations), MANIFEST, annotations=annotations)
+
+
+def _name(source: PackagePin | str, arch: Arch) -> str:
+    if isinstance(source, PackagePin):
+        return f"{source.package}-{name_of_version(source.version)}-{arch}"
+    return source
+
+
+def _identity(source: PackagePin | str) -> str:
+    return f"sha256:{source.sha256}" if isinstance(source, PackagePin) else source.rpartition("@")[2]

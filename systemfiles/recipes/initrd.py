@@ -1,0 +1,168 @@
+"""Initrds: a busybox root, /init, the modules a kernel needs → a reproducible newc cpio, gzip'd.
+
+The content depends on the inputs alone: names are sorted, times and owners are zero, nothing is read from the host's
+file system. Its identity is the sha256 of the uncompressed cpio; the compressor is recorded and may change.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from systemfiles.foundation import cpio
+from systemfiles.foundation.digest import Hasher
+from systemfiles.foundation.errors import InvalidArchive, UnknownVersion
+from systemfiles.recipes import busybox
+from systemfiles.recipes.kernel import read_index
+from systemfiles.recipes.kmod import closure, subset
+from systemfiles.recipes.layers import apply_layers
+
+TREE = 1
+"""The version of what `_skeleton` and `_links` add; part of every initrd's inputs."""
+
+LEVEL = 9
+INIT = "init"
+_GUEST = Path(__file__).parent / "guest"
+_DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp")
+
+
+class Sink(Protocol):
+    """Where compressed bytes go."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class InitrdBuild:
+    """A finished initrd: identity, number of cpio entries, names of the modules inside, and how it was compressed."""
+
+    content_sha256: str
+    content_size: int
+    entries: int
+    modules: tuple[str, ...]
+    compressor: str
+
+
+def init_versions() -> tuple[str, ...]:
+    """The versions of the init script in this release, sorted."""
+    return tuple(sorted(path.name[len("init-") : -len(".sh")] for path in _GUEST.glob("init-*.sh")))
+
+
+def init_script(version: str) -> bytes:
+    """The init script of that version. Raises UnknownVersion."""
+    if version not in init_versions():
+        raise UnknownVersion(INIT, version, known=init_versions())
+    return (_GUEST / f"init-{version}.sh").read_bytes()
+
+
+def initrd_inputs(
+    *,
+    init: str,
+    busybox: Mapping[str, Any],
+    kernel: Mapping[str, Any] | None,
+    load: Sequence[str],
+    carry: Sequence[str],
+) -> dict[str, Any]:
+    """The whole preimage of an initrd's content. `busybox` and `kernel` identify theirs by digest."""
+    script = Hasher()
+    script.update(init_script(init))
+    inputs: dict[str, Any] = {
+        "tree": TREE,
+        "init": {"version": init, "sha256": script.digest().hex},
+        "busybox": dict(busybox),
+    }
+    if kernel is not None:
+        inputs |= {"kernel": dict(kernel), "load": [*load], "carry": [*carry]}
+    return inputs
+
+
+def build_initrd(
+    layers: Sequence[BinaryIO],
+    out: Sink,
+    *,
+    init: str,
+    modules: Path | None = None,
+    load: Sequence[str] = (),
+    carry: Sequence[str] = (),
+) -> InitrdBuild:
+    """Writes the initrd to `out`: the image `layers`, the init script `init`, modules from the tar at `modules`.
+
+    Raises InvalidArchive, UnknownVersion.
+    """
+    root = {record.name: replace(record, uid=0, gid=0, mtime=0) for record in apply_layers(layers)}
+    root |= _named(_skeleton(init_script(init)))
+    root |= _named(link for link in _links(root) if link.name not in root)
+    taken: tuple[str, ...] = ()
+    if modules is not None:
+        taken, records = _modules(modules, load, carry)
+        root |= _named(records)
+    gzip = _Gzip(out)
+    entries = cpio.normalise(root.values())
+    cpio.write(entries, gzip)
+    gzip.close()
+    compressor = f"zlib {zlib.ZLIB_RUNTIME_VERSION} level {LEVEL}"
+    return InitrdBuild(gzip.content.digest().hex, gzip.content.size, len(entries), taken, compressor)
+
+
+def _named(records: Iterable[cpio.Record]) -> dict[str, cpio.Record]:
+    return {record.name: record for record in records}
+
+
+def _skeleton(init: bytes) -> list[cpio.Record]:
+    return [
+        *(cpio.directory(name) for name in _DIRECTORIES),
+        cpio.directory("tmp", mode=0o1777),
+        # the kernel opens /dev/console for init before anyone could mount a /dev
+        cpio.char_device("dev/console", 5, 1, mode=0o600),
+        cpio.char_device("dev/null", 1, 3, mode=0o666),
+        cpio.file(INIT, init, mode=0o755),
+    ]
+
+
+def _links(root: Mapping[str, cpio.Record]) -> list[cpio.Record]:
+    binary = root.get(busybox.PATH)
+    if binary is None or not isinstance(binary.data, bytes):
+        raise InvalidArchive(busybox.PATH, "the busybox image does not hold it")
+    links = [cpio.symlink(f"bin/{name}", "busybox") for name in busybox.applets(binary.data) if name != "busybox"]
+    # where the kernel looks for it when it wants a module by itself
+    return [*links, cpio.symlink("sbin/modprobe", "../bin/busybox")]
+
+
+def _modules(tar: Path, load: Sequence[str], carry: Sequence[str]) -> tuple[tuple[str, ...], list[cpio.Record]]:
+    with tarfile.open(tar) as archive:
+        release, index = read_index(archive)
+        wanted = closure(index, [*load, *carry])
+        root = f"lib/modules/{release}"
+        records = [cpio.file(f"{root}/{name}", text.encode()) for name, text in subset(index, wanted).items()]
+        missing = {f"{root}/{path}" for path in wanted}
+        while missing and (member := archive.next()):
+            if member.name in missing:
+                stream = archive.extractfile(member)
+                assert stream is not None
+                records.append(cpio.file(member.name, stream.read()))
+                missing.remove(member.name)
+    if missing:
+        raise InvalidArchive(tar, f"its index names modules that it does not hold: {', '.join(sorted(missing))}")
+    records.append(cpio.file("etc/modules", "".join(f"{name}\n" for name in load).encode()))
+    return tuple(Path(path).name.split(".")[0] for path in wanted), records
+
+
+class _Gzip:
+    """Hashes what is written to it and passes it on compressed (RFC 1952), without a time or a name in the header."""
+
+    def __init__(self, out: Sink) -> None:
+        self.content = Hasher()
+        self._out = out
+        self._deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self.content.update(data)
+        self._out.write(self._deflate.compress(data))
+        return len(data)
+
+    def close(self) -> None:
+        self._out.write(self._deflate.flush())

@@ -1,0 +1,127 @@
+"""Kernels: any source a kernel comes in → the file a VMM boots, and the modules that initrds may take.
+
+A modular kernel's modules.tar holds `lib/modules/<release>/…` as uncompressed POSIX tar, the same bytes for the same
+package: depmod's text indexes first, made here because packages leave them to the host, then every module by name.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.deb import DebFile, read_deb
+from systemfiles.foundation.errors import InvalidKernel
+from systemfiles.foundation.kernelimage import KernelImage, bootable_form
+from systemfiles.recipes.kmod import Modinfo, ModuleIndex, build_index, read_modinfo
+
+_MODULE = re.compile(r"(?:usr/)?lib/modules/(?P<release>[^/]+)/(?P<path>kernel/.+\.ko(?:\.[a-z]+)?)")
+_BUILTIN = re.compile(r"(?:usr/)?lib/modules/[^/]+/modules\.builtin")
+_IMAGE = re.compile(r"boot/vmlinu[xz]-[^/]+")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelBuild:
+    """A finished kernel in a working directory: the boot file, what it is, and the modules of a modular one."""
+
+    path: Path
+    image: KernelImage
+    modules: Path | None = None
+    release: str | None = None
+
+
+def kernel_from_file(source: Path, work: Path, arch: Arch) -> KernelBuild:
+    """The bootable form of `source`: itself when it is one, else unpacked into `work`. Raises InvalidKernel."""
+    path, image = bootable_form(source, work / arch.kernel_file, arch)
+    return KernelBuild(path, image)
+
+
+def kernel_from_deb(package: Path, work: Path, arch: Arch) -> KernelBuild:
+    """The kernel and modules of a distribution's package. Raises InvalidArchive, InvalidKernel, ToolMissing."""
+    image = work / "image"
+    modules = _ModuleSpool(work / "modules.spool")
+    builtin = ""
+    for member in read_deb(package):
+        if match := _MODULE.fullmatch(member.path):
+            modules.add(match["release"], match["path"], member)
+        elif _BUILTIN.fullmatch(member.path):
+            builtin = member.read().decode()
+        elif _IMAGE.fullmatch(member.path):
+            _write(image, member.blocks())
+    if not image.exists():
+        raise InvalidKernel(package, expected="a kernel package", found="a package without /boot/vmlinuz-…")
+    build = kernel_from_file(image, work, arch)
+    if modules.release is None:
+        return build
+    index = build_index(modules.release, modules.modinfos, builtin)
+    modules.write_tar(work / "modules.tar", index)
+    return KernelBuild(build.path, build.image, work / "modules.tar", modules.release)
+
+
+class _ModuleSpool:
+    """Modules in the order they come, kept in one file until all names are known and can be sorted."""
+
+    def __init__(self, path: Path) -> None:
+        self.release: str | None = None
+        self.modinfos: dict[str, Modinfo] = {}
+        self._path = path
+        self._places: dict[str, tuple[int, int]] = {}
+        self._end = 0
+
+    def add(self, release: str, path: str, member: DebFile) -> None:
+        if self.release not in (None, release):
+            raise InvalidKernel(path, expected=f"modules of {self.release}", found=f"modules of {release}")
+        self.release = release
+        data = member.read()
+        self.modinfos[path] = read_modinfo(data, name=path)
+        with self._path.open("ab") as spool:
+            spool.write(data)
+        self._places[path] = (self._end, len(data))
+        self._end += len(data)
+
+    def write_tar(self, target: Path, index: ModuleIndex) -> None:
+        root = f"lib/modules/{self.release}"
+        with self._path.open("rb") as spool, tarfile.open(target, "w", format=tarfile.GNU_FORMAT) as tar:
+            for name, text in sorted(index.files().items()):
+                tar.addfile(_member(f"{root}/{name}", len(text.encode())), io.BytesIO(text.encode()))
+            for path, (offset, size) in sorted(self._places.items()):
+                spool.seek(offset)
+                tar.addfile(_member(f"{root}/{path}", size), spool)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelModules:
+    """What an initrd takes from a modules.tar: the release, the index of all modules, and the bytes of some."""
+
+    release: str
+    index: ModuleIndex
+    data: Mapping[str, bytes]
+
+
+def read_index(tar: tarfile.TarFile) -> tuple[str, ModuleIndex]:
+    """The release and the module index at the beginning of a modules.tar."""
+    texts: dict[str, str] = {}
+    release = ""
+    while (member := tar.next()) and not member.name.endswith(".ko"):
+        _, _, release, name = member.name.split("/", 3)
+        stream = tar.extractfile(member)
+        assert stream is not None
+        texts[name] = stream.read().decode()
+    return release, ModuleIndex.parse(texts)
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    return info
+
+
+def _write(path: Path, blocks: Iterator[bytes]) -> None:
+    with path.open("wb") as out:
+        for block in blocks:
+            out.write(block)

@@ -1,0 +1,390 @@
+"""Which kernel modules an initrd needs, and the indexes that find them: depmod's text files, made and read here.
+
+::
+
+    modules.dep      kernel/fs/erofs/erofs.ko: kernel/lib/libcrc32c.ko      (all it needs; the last is loaded first)
+    modules.softdep  softdep libcrc32c pre: crc32c                          (wishes: names or aliases)
+    modules.alias    alias fs-erofs erofs
+    modules.builtin  kernel/fs/ext4/ext4.ko                                 (the kernel's own, as its package has it)
+
+A module's name is its file's without suffix, `-` written `_`; both spellings mean the same everywhere. The facts are
+in each module's ELF section .modinfo, a run of NUL-ended `key=value`.
+
+Sources: modules.dep(5), depmod.d(5), modprobe.d(5) "softdep"; Linux include/linux/module.h (MODULE_INFO).
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from systemfiles.foundation.errors import InvalidArchive, UsageError
+from systemfiles.recipes.layers import zstd_blocks
+
+MODULE_MAX = 128 << 20
+"""Bytes a module may have, decompressed."""
+
+_SECTIONS_MAX = 0xFF00  # SHN_LORESERVE; more would need one more indirection, and no module has a tenth
+_XZ_MEMORY = 256 << 20
+_CIRCLES_MAX = 100
+_SUFFIX = re.compile(r"\.ko(?:\.(?:gz|xz|zst))?$")
+_PATH = re.compile(r"(?!/)[^\s:#\x00]+")
+_WORD = re.compile(r"[!-~]+")
+_PATTERN = re.compile(r"[!-~](?:[ -~]*[!-~])?")
+_WILD = re.compile(r"[][*?]")
+_HYPHEN = re.compile(r"\[[^]]*\]|-")  # a range in brackets is no hyphen
+
+DEP, SOFTDEP, ALIAS, BUILTIN = "modules.dep", "modules.softdep", "modules.alias", "modules.builtin"
+
+
+@dataclass(frozen=True, slots=True)
+class Modinfo:
+    """What a module says of itself. `release` is the kernel it was built for, "" when it does not say."""
+
+    name: str
+    depends: tuple[str, ...] = ()
+    softdeps_pre: tuple[str, ...] = ()
+    softdeps_post: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    release: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleIndex:
+    """The modules of one kernel.
+
+    `dependencies` maps each module's path to the paths of all it needs, the last to be loaded first; `softdeps` a
+    module's name to what should be loaded (before, after) it, by name or alias; `aliases` are (pattern, name) pairs.
+    """
+
+    dependencies: Mapping[str, tuple[str, ...]]
+    softdeps: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    aliases: tuple[tuple[str, str], ...]
+    builtin: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, files: Mapping[str, str]) -> ModuleIndex:
+        """The index in depmod's text files, by file name; only modules.dep must be there. Raises InvalidArchive."""
+        if DEP not in files:
+            _refuse(DEP, "it is missing")
+        dependencies: dict[str, tuple[str, ...]] = {}
+        for line in _lines(files[DEP]):
+            path, colon, needs = line.partition(":")
+            if not colon or path in dependencies:
+                _refuse(DEP, f"{line[:200]!r} is no new module and what it needs")
+            dependencies[path] = tuple(needs.split())
+        softdeps: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        for line in _lines(files.get(SOFTDEP, "")):
+            words = line.split()
+            if len(words) < 2 or words[0] != "softdep":
+                _refuse(SOFTDEP, f"{line[:200]!r} is no softdep")
+            pre, post = _softdep(words[2:])
+            before, after = softdeps.get(words[1], ((), ()))
+            softdeps[words[1]] = (before + pre, after + post)
+        aliases = []
+        for line in _lines(files.get(ALIAS, "")):
+            command, _, rest = line.partition(" ")
+            pattern, _, name = rest.rpartition(" ")
+            if command != "alias" or not pattern or not name:
+                _refuse(ALIAS, f"{line[:200]!r} is no alias")
+            aliases.append((pattern, name))
+        return cls(dependencies, softdeps, tuple(aliases), _lines(files.get(BUILTIN, "")))._checked()
+
+    def files(self) -> dict[str, str]:
+        """The same as text files by name, to lie in lib/modules/<release>/."""
+        softdeps = [
+            " ".join(["softdep", name, *(("pre:", *pre) if pre else ()), *(("post:", *post) if post else ())])
+            for name, (pre, post) in self.softdeps.items()
+        ]
+        return {
+            DEP: _text([" ".join([f"{path}:", *needs]) for path, needs in self.dependencies.items()]),
+            SOFTDEP: _text(["# Soft dependencies extracted from modules themselves.", *softdeps]),
+            ALIAS: _text(
+                [
+                    "# Aliases extracted from modules themselves.",
+                    *(f"alias {pattern} {name}" for pattern, name in self.aliases),
+                ]
+            ),
+            BUILTIN: _text(self.builtin),
+        }
+
+    def _checked(self) -> ModuleIndex:
+        """Itself, when its paths are plain and unique by name and all that is needed is there."""
+        names: dict[str, str] = {}
+        for path in (*self.dependencies, *self.builtin):
+            if not _PATH.fullmatch(path) or ".." in path.split("/"):
+                _refuse(DEP, f"{path[:200]!r} is no path of a module")
+        for path, needs in self.dependencies.items():
+            if (other := names.setdefault(module_name(path), path)) != path:
+                _refuse(DEP, f"{path} and {other} are modules of one name")
+            for need in needs:
+                if need not in self.dependencies:
+                    _refuse(DEP, f"{path} needs {need[:200]}, which is not there")
+        return self
+
+
+def module_name(path: str) -> str:
+    """The name of the module in the file `path`."""
+    return _normal(_SUFFIX.sub("", PurePosixPath(path).name))
+
+
+def read_modinfo(data: bytes | Path, *, name: str | None = None) -> Modinfo:
+    """What the module in `data`, plain or compressed as `unpack_module` takes it, says of itself.
+
+    `name` is its path for messages, and names a module that does not name itself. Raises InvalidArchive, ToolMissing.
+    """
+    subject = name or (str(data) if isinstance(data, Path) else "kernel module")
+    raw = unpack_module(data.read_bytes() if isinstance(data, Path) else data, name=subject)
+    facts: dict[str, list[str]] = {}
+    for item in _modinfo_section(raw, subject).split(b"\0"):
+        key, _, value = item.decode("utf-8", "surrogateescape").partition("=")
+        facts.setdefault(key, []).append(value)
+    softdeps = [_softdep(value.split()) for value in facts.get("softdep", ())]
+    info = Modinfo(
+        name=_normal(facts.get("name", [module_name(subject)])[0]),
+        depends=tuple(need for value in facts.get("depends", ()) for need in value.split(",") if need),
+        softdeps_pre=tuple(word for pre, _ in softdeps for word in pre),
+        softdeps_post=tuple(word for _, post in softdeps for word in post),
+        aliases=tuple(facts.get("alias", ())),
+        release=facts.get("vermagic", [""])[0].partition(" ")[0],
+    )
+    words = (info.name, *info.depends, *info.softdeps_pre, *info.softdeps_post)
+    for text in (*(word for word in words if not _WORD.fullmatch(word)), *info.aliases):
+        if not _PATTERN.fullmatch(text) or text not in info.aliases:
+            _refuse(subject, f"its .modinfo holds {text[:200]!r} as a name")
+    return info
+
+
+def _modinfo_section(raw: bytes, subject: str) -> bytes:
+    from elftools.common.exceptions import ELFError  # 44 ms, and only making a kernel needs it
+    from elftools.elf.constants import SH_FLAGS
+    from elftools.elf.elffile import ELFFile
+
+    try:
+        elf = ELFFile(io.BytesIO(raw))
+        if elf.num_sections() > _SECTIONS_MAX:
+            _refuse(subject, "it has too many sections for a kernel module")
+        section = elf.get_section_by_name(".modinfo")
+    except (ELFError, ValueError, ArithmeticError, LookupError) as error:
+        raise InvalidArchive(subject, f"it is no ELF file ({error})") from error
+    if section is None:
+        _refuse(subject, "it has no section .modinfo, so it is no kernel module")
+    start, size = section["sh_offset"], section["sh_size"]
+    # cut out by hand: elftools would expand a section without bits or with compressed ones to whatever size it claims
+    plain = section["sh_type"] == "SHT_PROGBITS" and not section["sh_flags"] & SH_FLAGS.SHF_COMPRESSED
+    if not plain or start + size > len(raw):
+        _refuse(subject, "its section .modinfo is not inside the file")
+    return raw[start : start + size]
+
+
+def unpack_module(data: bytes, *, name: str = "kernel module") -> bytes:
+    """The plain .ko of a module that may be compressed with gzip, xz or zstd, told by its first bytes.
+
+    Raises InvalidArchive for damaged data and for more than MODULE_MAX bytes, ToolMissing for zstd without libarchive.
+    """
+    unpacker: Any
+    if data.startswith(b"\x1f\x8b"):
+        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    elif data.startswith(b"\xfd7zXZ\0"):
+        unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+    elif data.startswith(b"\x28\xb5\x2f\xfd"):
+        unpacker = _Zstd()
+    else:
+        return data
+    try:
+        plain: bytes = unpacker.decompress(data, MODULE_MAX + 1)
+    except (zlib.error, lzma.LZMAError) as error:
+        raise InvalidArchive(name, f"its compressed data is damaged ({error})") from error
+    if len(plain) > MODULE_MAX or not unpacker.eof:
+        _refuse(name, f"it is truncated, or larger than {MODULE_MAX} bytes")
+    return plain
+
+
+class _Zstd:
+    """Decompresses as the standard library's objects do. libarchive tells by itself when data is cut."""
+
+    eof = True
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        out = bytearray()
+        for block in zstd_blocks(io.BytesIO(data)):
+            out += block
+            if len(out) >= most:
+                break
+        return bytes(out)
+
+
+def build_index(release: str, modules: Mapping[str, Modinfo], builtin: str) -> ModuleIndex:
+    """The index of a kernel's modules by path (relative to lib/modules/<release>) and its modules.builtin text.
+
+    Raises InvalidArchive when a needed module is neither there nor built in, two have one name, one was built for
+    another kernel, or modules need each other in a circle.
+    """
+    subject = f"modules of {release}"
+    paths = {module_name(path): path for path in sorted(modules)}
+    built = {module_name(path) for path in _lines(builtin)}
+    direct: dict[str, set[str]] = {}
+    for path, info in sorted(modules.items()):
+        if info.release not in ("", release):
+            _refuse(subject, f"{path} was built for {info.release}")
+        names = [_normal(need) for need in info.depends]
+        if missing := [name for name in names if name not in paths and name not in built]:
+            _refuse(subject, f"{path} needs {', '.join(missing)}, which is not there")
+        direct[path] = {paths[name] for name in names if name in paths}
+    order = _load_order(direct, {}, subject=subject)
+    place = {path: number for number, path in enumerate(order)}
+    needs: dict[str, set[str]] = {}
+    for path in order:
+        needs[path] = direct[path].union(*(needs[need] for need in direct[path]))
+    return ModuleIndex(
+        dependencies={path: tuple(sorted(needs[path], key=place.__getitem__, reverse=True)) for path in direct},
+        softdeps={
+            module_name(path): (info.softdeps_pre, info.softdeps_post)
+            for path, info in sorted(modules.items())
+            if info.softdeps_pre or info.softdeps_post
+        },
+        aliases=tuple((alias, module_name(path)) for path, info in sorted(modules.items()) for alias in info.aliases),
+        builtin=_lines(builtin),
+    )._checked()
+
+
+def closure(index: ModuleIndex, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Paths of the modules `wanted` (names or aliases) and of all they need, in the order to load them.
+
+    What a module needs comes before it. Soft dependencies are taken along where they exist, and stand on their side
+    of the module unless that would make a circle. An alias stands for every module that has it. What is built in
+    needs nothing. Raises UsageError that names all that is unknown, InvalidArchive for a circle of hard needs.
+    """
+    finder = _Finder(index)
+    found = {name: finder.find(name) for name in wanted}
+    if unknown := [name for name, paths in found.items() if paths is None]:
+        msg = f"the kernel has no module {', '.join(unknown)}, neither as a file nor built in"
+        raise UsageError(msg)
+    hard: dict[str, set[str]] = {}
+    soft: dict[str, set[str]] = {}
+    todo = [path for name in reversed(wanted) for path in reversed(found[name] or ())]
+    while todo:
+        path = todo.pop()
+        if path in hard:
+            continue
+        hard[path] = set(index.dependencies[path])
+        pre, post = finder.softdeps(path)
+        soft.setdefault(path, set()).update(pre)
+        for follower in post:
+            soft.setdefault(follower, set()).add(path)
+        todo += [*post, *pre, *index.dependencies[path]]
+    return _load_order(hard, soft, subject=DEP)
+
+
+def subset(index: ModuleIndex, paths: Iterable[str]) -> dict[str, str]:
+    """The index files for these modules alone, so that modprobe finds them, by alias too, and no others.
+
+    modules.builtin stays whole: the kernel is the same. Raises UsageError for a path that the index does not have,
+    and for a module without one that it needs.
+    """
+    chosen = set(paths)
+    for path in sorted(chosen):
+        if missing := {path} - index.dependencies.keys() or set(index.dependencies[path]) - chosen:
+            msg = f"{path} cannot be taken without {', '.join(sorted(missing))}"
+            raise UsageError(msg)
+    finder = _Finder(index)
+    names = {module_name(path) for path in chosen}
+
+    def kept(words: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(word for word in words if not chosen.isdisjoint(finder.find(word) or ()))
+
+    softdeps = {name: (kept(pre), kept(post)) for name, (pre, post) in index.softdeps.items() if name in names}
+    return ModuleIndex(
+        dependencies={path: needs for path, needs in index.dependencies.items() if path in chosen},
+        softdeps={name: words for name, words in softdeps.items() if any(words)},
+        aliases=tuple(pair for pair in index.aliases if pair[1] in names),
+        builtin=index.builtin,
+    ).files()
+
+
+class _Finder:
+    """Finds modules by name and alias."""
+
+    def __init__(self, index: ModuleIndex) -> None:
+        self._index = index
+        self._paths = {module_name(path): path for path in index.dependencies}
+        self._built = {module_name(path) for path in index.builtin}
+        # most patterns are told apart by how they begin; matching is 100 times slower
+        self._aliases = [
+            (_WILD.split(pattern, maxsplit=1)[0], pattern, self._paths[name])
+            for pattern, name in ((_normal(pattern), _normal(name)) for pattern, name in index.aliases)
+            if name in self._paths
+        ]
+
+    def find(self, name: str) -> tuple[str, ...] | None:
+        """The paths that a name or alias stands for, none of them when it is built in. None: unknown."""
+        name = _normal(name)
+        if name in self._paths:
+            return (self._paths[name],)
+        if name in self._built:
+            return ()
+        found = {
+            p: None for start, pattern, p in self._aliases if name.startswith(start) and fnmatchcase(name, pattern)
+        }
+        return tuple(found) or None
+
+    def softdeps(self, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What exists of the modules that should be loaded before and after the one at `path`."""
+        pre, post = self._index.softdeps.get(module_name(path), ((), ()))
+        return (
+            tuple(found for word in pre for found in self.find(word) or () if found != path),
+            tuple(found for word in post for found in self.find(word) or () if found != path),
+        )
+
+
+def _load_order(hard: Mapping[str, set[str]], soft: Mapping[str, set[str]], *, subject: str) -> tuple[str, ...]:
+    """The keys of `hard`, each after those it maps to, and after those in `soft` except in a circle."""
+    wishes = {path: soft.get(path, set()) - needs for path, needs in hard.items()}
+    for _ in range(_CIRCLES_MAX):
+        try:
+            return tuple(TopologicalSorter({path: sorted(hard[path] | wishes[path]) for path in hard}).static_order())
+        except CycleError as error:
+            circle: list[str] = error.args[1]  # each is needed by the next; the last is the first again
+        dropped = [(first, then) for first, then in pairwise(circle) if first in wishes[then]]
+        if not dropped:
+            _refuse(subject, f"modules need each other in a circle: {' '.join(circle)}")
+        for first, then in dropped:
+            wishes[then].remove(first)
+    _refuse(subject, f"its soft dependencies form more than {_CIRCLES_MAX} circles")
+
+
+def _softdep(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What follows `pre:` and what follows `post:`. Words before either mean nothing, as for modprobe."""
+    lists: dict[str, list[str]] = {"": [], "pre:": [], "post:": []}
+    side = ""
+    for word in words:
+        if word in ("pre:", "post:"):
+            side = word
+        else:
+            lists[side].append(word)
+    return tuple(lists["pre:"]), tuple(lists["post:"])
+
+
+def _normal(name: str) -> str:
+    return _HYPHEN.sub(lambda found: "_" if found[0] == "-" else found[0], name) if "-" in name else name
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line for line in text.split("\n") if line.strip() and not line.startswith("#"))
+
+
+def _text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _refuse(subject: str, problem: str) -> NoReturn:
+    raise InvalidArchive(subject, problem)

@@ -1,0 +1,201 @@
+"""`SystemFiles`: the one object an instance manager holds.
+
+Resolving reads two small records and two file stamps; everything heavier is imported by the method that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from systemfiles.bootfiles import BootFiles, InitrdFile, KernelFile
+from systemfiles.content.artifacts import Artifact, Artifacts
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.errors import CatalogError, IncompatiblePair, NotProvisioned, SystemFilesError
+from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, default_data_dir
+
+if TYPE_CHECKING:
+    from systemfiles.foundation.catalog import Catalog
+    from systemfiles.foundation.progress import Progress
+    from systemfiles.provision import Provisioner
+
+
+class DefaultVersions(NamedTuple):
+    """The concrete versions that new VMs start with."""
+
+    kernel: str
+    initrd: str
+
+
+class Verification(NamedTuple):
+    """How many artifacts were read in full, and all that is wrong with them or with the content store."""
+
+    artifacts: int
+    problems: tuple[SystemFilesError, ...]
+
+
+class SystemFiles:
+    """The kernels and initrds of one data directory, for one architecture and profile.
+
+    `data_dir` defaults to $SYSTEMFILES_DATA_DIR, else /var/lib/systemfiles for root, else the user's data directory;
+    `catalog` is a file laid over the shipped versions.toml; `profile` and `arch` default to the catalog's and the
+    host's.
+    Constructing it does no I/O. Safe to share among threads.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | str | None = None,
+        *,
+        catalog: Path | str | None = None,
+        profile: str | None = None,
+        arch: Arch | str | None = None,
+    ) -> None:
+        self.paths = Paths(Path(data_dir) if data_dir else default_data_dir())
+        self.arch = Arch.parse(str(arch)) if arch else Arch.host()
+        self.profile = profile
+        self._catalog_path = Path(catalog) if catalog else None
+        self._catalog: Catalog | None = None
+        self._artifacts = Artifacts(self.paths)
+
+    def ensure(
+        self,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> BootFiles:
+        """Provides a kernel and an initrd, the profile's unless named, and builds what is missing.
+
+        `timeout` is how long, in seconds, to wait for another process that builds the same. `progress` is called as
+        (subject, bytes done, bytes in all or None).
+        Raises UnknownVersion, UnsupportedArch, VersionConflict, IncompatiblePair, SourceError, IntegrityError,
+        InvalidKernel, StoreError.
+        """
+        kernel, initrd = self._names(kernel, initrd)
+        provisioner = self.provisioner(progress=progress, timeout=timeout)
+        provided = provisioner.kernel(kernel, self.arch).artifact
+        return _boot_files(provided, provisioner.initrd(initrd, provided, self.arch).artifact)
+
+    def resolve(self, kernel: str | None = None, initrd: str | None = None) -> BootFiles:
+        """Exactly these versions (default: `default_versions`) as they are on disk, intact.
+
+        Offline, builds nothing, writes nothing that matters; with both names given it reads no catalog either.
+        Raises NotProvisioned, IntegrityError, IncompatiblePair, InvalidName.
+        """
+        if kernel is None or initrd is None:
+            defaults = self.default_versions()
+            kernel, initrd = kernel or defaults.kernel, initrd or defaults.initrd
+        found = self._resolve(KERNEL, kernel)
+        root = self._resolve(INITRD, initrd)
+        if root.requires_kernel not in (None, kernel):
+            raise IncompatiblePair(kernel, initrd, requires=str(root.requires_kernel))
+        return _boot_files(found, root)
+
+    def kernel_path(self, version: str) -> Path:
+        """Where this kernel is, intact. Raises as `resolve`."""
+        return self._resolve(KERNEL, version).path
+
+    def initrd_path(self, version: str) -> Path:
+        """Where this initrd is, intact. Raises as `resolve`."""
+        return self._resolve(INITRD, version).path
+
+    def default_versions(self) -> DefaultVersions:
+        """What the profile's names stand for now, as concrete versions.
+
+        Raises NotProvisioned for a rolling name that was never provisioned here.
+        """
+        kernel, initrd = self._names(None, None)
+        provisioner = self.provisioner()
+        kept = provisioner.kept_kernel(kernel, self.arch)
+        if kept is None:
+            raise self._missing(KERNEL, kernel)
+        root = provisioner.kept_initrd(initrd, kept, self.arch)
+        if root is None:
+            raise self._missing(INITRD, initrd)
+        return DefaultVersions(kept.version, root.version)
+
+    def add_kernel(self, path: Path | str, version: str) -> KernelFile:
+        """Takes a local kernel file in as `version`. Raises InvalidKernel, VersionConflict, UsageError, StoreError."""
+        return _kernel_file(self.provisioner().add_kernel(Path(path), version, self.arch).artifact)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Everything on disk, of every architecture, sorted; records only, files not looked at."""
+        for kind in KINDS:
+            for version, arch in self._artifacts.versions(kind):
+                yield self._artifacts.load(kind, version, arch)
+
+    def verify(self) -> Verification:
+        """Reads every byte of every artifact and of the content store and compares it with what is on record.
+
+        What is found damaged is hashed again by whoever uses it next, so `ensure` repairs it and `resolve` refuses it.
+        """
+        count = 0
+        problems: list[SystemFilesError] = []
+        for kind in KINDS:
+            for version, arch in self._artifacts.versions(kind):
+                count += 1
+                try:
+                    problems += self._artifacts.verify(self._artifacts.load(kind, version, arch))
+                except SystemFilesError as error:
+                    problems.append(error)
+        from systemfiles.content.layout import Layout
+
+        problems += Layout(self.paths).verify()
+        return Verification(count, tuple(problems))
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog with its overlays, read once. Raises CatalogError."""
+        if self._catalog is None:
+            from systemfiles.foundation.catalog import load_catalog
+
+            self._catalog = load_catalog(self._catalog_path)
+        return self._catalog
+
+    def provisioner(self, *, progress: Progress | None = None, timeout: float | None = None) -> Provisioner:
+        """What makes artifacts in this data directory; the task graph and `ensure` share it."""
+        from systemfiles.foundation.progress import silent
+        from systemfiles.provision import Provisioner
+
+        return Provisioner(self.paths, self.catalog, self._artifacts, progress=progress or silent, timeout=timeout)
+
+    def _names(self, kernel: str | None, initrd: str | None) -> tuple[str, str]:
+        if kernel and initrd:
+            return kernel, initrd
+        profile = self.catalog.find_profile(self.profile)
+        return kernel or profile.kernel, initrd or profile.initrd
+
+    def _resolve(self, kind: str, version: str) -> Artifact:
+        try:
+            artifact = self._artifacts.load(kind, version, self.arch)
+            self._artifacts.check(artifact)
+        except NotProvisioned as error:
+            raise self._missing(kind, version, error) from None
+        return artifact
+
+    def _missing(self, kind: str, name: str, error: NotProvisioned | None = None) -> NotProvisioned:
+        """The error for `name`, saying what a rolling name stands for here."""
+        looked_in = error.looked_in if error else self.paths.kind(kind)
+        try:
+            concrete = self.provisioner().rolling.read().rolling.get(name, {}).get(self.arch)
+        except CatalogError:
+            concrete = None
+        hint = f"{name} is a rolling name; here it last became {concrete}" if concrete and error else None
+        return NotProvisioned(kind, name, self.arch.value, looked_in=looked_in, hint=hint)
+
+
+def _boot_files(kernel: Artifact, initrd: Artifact) -> BootFiles:
+    content = str(initrd.record["content_sha256"])
+    return BootFiles(_kernel_file(kernel), InitrdFile(*_facts(initrd), content))
+
+
+def _kernel_file(kernel: Artifact) -> KernelFile:
+    return KernelFile(*_facts(kernel))
+
+
+def _facts(artifact: Artifact) -> tuple[Path, str, Arch, str, int]:
+    facts = artifact.files[artifact.file]
+    return artifact.path, artifact.version, artifact.arch, facts.sha256, facts.size

@@ -1,0 +1,3 @@
+"""The release of this package; recorded in every artifact it makes."""
+
+__version__ = "0.1.0"
