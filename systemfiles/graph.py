@@ -239,9 +239,7 @@ class Graph:
     def _verify(self) -> Note:
         found = self._system.verify()
         if found.problems:
-            msg = f"{len(found.problems)} of the files are not what they should be"
-            details = [("problem", f"{problem.summary}") for problem in found.problems]
-            raise UsageError(msg, details=details, hint="doit makes damaged files again")
+            raise _Failed("\n".join([*map(str, found.problems), "doit makes damaged files again"]))
         return f"{found.artifacts} artifacts and the content store are intact"
 
     def _wanted_packages(self) -> dict[str, str]:
@@ -261,7 +259,7 @@ class Graph:
         done = subprocess.run([sys.executable, *words], cwd=self._checkout, check=False)
         if done.returncode:
             msg = f"{' '.join(words)} ended with status {done.returncode}"
-            raise UsageError(msg)
+            raise _Failed(msg)
         return None
 
 
@@ -339,10 +337,14 @@ def _task(
     return task if name is None else {"name": str(name), **task}
 
 
+class _Failed(Exception):
+    """A task's work ran and its outcome is bad."""
+
+
 def _act(action: Callable[[], object]) -> dict[str, str] | TaskFailed:
     try:
         note = action()
-    except SystemFilesError as error:
+    except (SystemFilesError, _Failed) as error:
         return TaskFailed(str(error))
     return {"note": str(note) if note else ""}
 

@@ -132,6 +132,8 @@ class SystemFiles:
 
         What is found damaged is hashed again by whoever uses it next, so `ensure` repairs it and `resolve` refuses it.
         """
+        from systemfiles.content.layout import Layout
+
         count = 0
         problems: list[SystemFilesError] = []
         for kind in KINDS:
@@ -141,8 +143,6 @@ class SystemFiles:
                     problems += self._artifacts.verify(self._artifacts.load(kind, version, arch))
                 except SystemFilesError as error:
                     problems.append(error)
-        from systemfiles.content.layout import Layout
-
         problems += Layout(self.paths).verify()
         return Verification(count, tuple(problems))
 
@@ -183,8 +183,8 @@ class SystemFiles:
             concrete = self.provisioner().rolling.read().rolling.get(name, {}).get(self.arch)
         except CatalogError:
             concrete = None
-        hint = f"{name} is a rolling name; here it last became {concrete}" if concrete and error else None
-        return NotProvisioned(kind, name, self.arch.value, looked_in=looked_in, hint=hint)
+        stands_for = concrete if error else None
+        return NotProvisioned(kind, name, self.arch.value, looked_in=looked_in, stands_for=stands_for)
 
 
 def _boot_files(kernel: Artifact, initrd: Artifact) -> BootFiles:

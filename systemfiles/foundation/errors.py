@@ -102,13 +102,14 @@ class UnsupportedArch(SystemFilesError):
 class NotProvisioned(SystemFilesError):
     """A version is not (wholly) on this disk."""
 
-    def __init__(self, kind: str, version: str, arch: str, *, looked_in: object, hint: str | None = None) -> None:
+    def __init__(
+        self, kind: str, version: str, arch: str, *, looked_in: object, stands_for: str | None = None
+    ) -> None:
+        provide = ("provide it", f"systemfiles provision --{kind} {version} --arch {arch}")
+        rolling = ("ask for", f"{stands_for}, which this rolling name stands for here")
         super().__init__(
             f"{kind} {version} ({arch}) is not provisioned",
-            details=[
-                ("looked in", looked_in),
-                ("provide it", hint or f"systemfiles provision --{kind} {version} --arch {arch}"),
-            ],
+            details=[("looked in", looked_in), rolling if stands_for else provide],
         )
         self.kind = kind
         self.version = version

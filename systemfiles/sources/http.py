@@ -65,8 +65,9 @@ def fetch(
             wrong = None
             tried.append((candidate, _reason(error)))
         else:
+            if tried:
+                log.warning("%s came from %s; before that, %s", subject, candidate, _failures(tried))
             return candidate
-        log.warning("%s: %s", *tried[-1])
     if wrong:
         raise wrong
     raise SourceUnavailable(subject, tried=tried, hint=hint)
@@ -102,6 +103,10 @@ def _read_file(url: str) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise SourceRefused(url, error.strerror or str(error)) from error
+
+
+def _failures(tried: Iterable[tuple[str, str]]) -> str:
+    return "; ".join(f"{url}: {why}" for url, why in tried)
 
 
 def _reason(error: Exception) -> str:

@@ -158,20 +158,18 @@ find_disks() {
 
 merge_root() {
     # Asked in this order, ext4 and squashfs decline in silence. The kernel itself loads what is named here.
-    mount_disk rootfs "$rootfs" -r -t ext4,squashfs,erofs
-    mount_disk config "$config" -r -t ext4,squashfs,erofs
-    mount_disk overlay "$overlay" -t ext4
+    mount_disk rootfs "$rootfs" ext4,squashfs,erofs ro
+    mount_disk config "$config" ext4,squashfs,erofs ro
+    mount_disk overlay "$overlay" ext4 rw
     why=$(mkdir -p /run/overlay/upper /run/overlay/work 2>&1) || fail 'cannot write the overlay disk' "${why##*: }"
     layers=lowerdir=/run/rootfs,upperdir=/run/overlay/upper,workdir=/run/overlay/work
     why=$(mount -t overlay -o "$layers" overlay /run/root 2>&1) ||
         fail 'cannot lay the overlay over the root file system' "${why##*: }"
 }
 
-# mount_disk ROLE DEVICE OPTION...: on /run/ROLE.
+# mount_disk ROLE DEVICE TYPES OPTIONS: on /run/ROLE.
 mount_disk() {
-    role=$1 disk=$2
-    shift 2
-    why=$(mount "$@" "/dev/$disk" "/run/$role" 2>&1) || fail "cannot mount the $role disk $disk" "$*: ${why##*: }"
+    why=$(mount -t "$3" -o "$4" "/dev/$2" "/run/$1" 2>&1) || fail "cannot mount the $1 disk $2" "as $3: ${why##*: }"
 }
 
 # A machine that lacks what its config asks for must not look as if it had it.
@@ -276,7 +274,7 @@ start() {
     read -r init_pid _ </proc/self/stat # $$ is the process this one was forked from
     echo "$init_pid" >"$init_run/entrypoint"
     eval "set -- $ENVIRONMENT "'"$init_busybox" setsid "$init_program" "$@"'
-    exec "$init_busybox" env -u SHLVL -u PWD -u OLDPWD "$@"
+    exec "$init_busybox" env -u SHLVL -u PWD -u OLDPWD -- "$@"
 }
 
 case ${1-} in
