@@ -105,15 +105,11 @@ class ModuleIndex:
             " ".join(["softdep", name, *(("pre:", *pre) if pre else ()), *(("post:", *post) if post else ())])
             for name, (pre, post) in self.softdeps.items()
         ]
+        aliases = [f"alias {pattern} {name}" for pattern, name in self.aliases]
         return {
             DEP: _text([" ".join([f"{path}:", *needs]) for path, needs in self.dependencies.items()]),
             SOFTDEP: _text(["# Soft dependencies extracted from modules themselves.", *softdeps]),
-            ALIAS: _text(
-                [
-                    "# Aliases extracted from modules themselves.",
-                    *(f"alias {pattern} {name}" for pattern, name in self.aliases),
-                ]
-            ),
+            ALIAS: _text(["# Aliases extracted from modules themselves.", *aliases]),
             BUILTIN: _text(self.builtin),
         }
 
@@ -158,9 +154,10 @@ def read_modinfo(data: bytes | Path, *, name: str | None = None) -> Modinfo:
         release=facts.get("vermagic", [""])[0].partition(" ")[0],
     )
     words = (info.name, *info.depends, *info.softdeps_pre, *info.softdeps_post)
-    for text in (*(word for word in words if not _WORD.fullmatch(word)), *info.aliases):
-        if not _PATTERN.fullmatch(text) or text not in info.aliases:
-            _refuse(subject, f"its .modinfo holds {text[:200]!r} as a name")
+    wrong = [word for word in words if not _WORD.fullmatch(word)]
+    wrong += [alias for alias in info.aliases if not _PATTERN.fullmatch(alias)]
+    if wrong:
+        _refuse(subject, f"its .modinfo holds {wrong[0][:200]!r} as a name")
     return info
 
 

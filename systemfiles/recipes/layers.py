@@ -201,12 +201,13 @@ class _Tree:
                 name = prefix + part
                 if len(name) >= _PATH_MAX:  # links may nest deeper than any single name says
                     self.refuse(f"a name is longer than {_PATH_MAX - 1} bytes")
-                first = names.setdefault(node, name)
                 if node.type == stat.S_IFDIR:
                     todo.append((f"{name}/", node))
-                if first != name:
+                elif node.type not in (stat.S_IFREG, stat.S_IFLNK):
+                    continue
+                if (first := names.setdefault(node, name)) != name:
                     yield cpio.hardlink(name, first)
-                elif node.type in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+                else:
                     yield cpio.Record(name, node.mode, node.data, uid=node.uid, gid=node.gid)
 
 

@@ -98,6 +98,7 @@ def test_a_module_without_a_name_is_called_after_its_file() -> None:
         module(b"name=a b\0"),
         module(b"alias=a\nalias b\0"),
         module(b"alias= a\0"),
+        module(b"depends=a b\0alias=a b\0"),
         module("depends=größe\0".encode()),
         module(b"softdep=pre: \xff\0"),
         gzip.compress(EROFS)[:-9],
