@@ -102,9 +102,7 @@ class UnsupportedArch(SystemFilesError):
 class NotProvisioned(SystemFilesError):
     """A version is not (wholly) on this disk."""
 
-    def __init__(
-        self, kind: str, version: str, arch: str, *, looked_in: object, stands_for: str | None = None
-    ) -> None:
+    def __init__(self, kind: str, version: str, arch: str, *, looked_in: object, stands_for: str | None = None) -> None:
         provide = ("provide it", f"systemfiles provision --{kind} {version} --arch {arch}")
         rolling = ("ask for", f"{stands_for}, which this rolling name stands for here")
         super().__init__(
@@ -172,6 +170,17 @@ class InvalidArchive(SystemFilesError):
         super().__init__(f"{subject} is refused: {problem}")
         self.subject = subject
         self.problem = problem
+
+
+class UnknownModule(SystemFilesError):
+    """A kernel has no module of that name, neither as a file nor built in. `names` holds all that are unknown."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        super().__init__(
+            f"the kernel has no module {', '.join(self.names)}, neither as a file nor built in",
+            hint="mend the initrd's `load` and `carry` lists in the catalog",
+        )
 
 
 class VersionConflict(SystemFilesError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.deb import DebFile, read_deb
 from systemfiles.foundation.errors import InvalidKernel
 from systemfiles.foundation.kernelimage import KernelImage, bootable_form
-from systemfiles.recipes.kmod import Modinfo, ModuleIndex, build_index, read_modinfo
+from systemfiles.recipes.kmod import Modinfo, ModuleIndex, build_index, read_modinfo, unpack_module
 
 _MODULE = re.compile(r"(?:usr/)?lib/modules/(?P<release>[^/]+)/(?P<path>kernel/.+\.ko(?:\.[a-z]+)?)")
 _BUILTIN = re.compile(r"(?:usr/)?lib/modules/[^/]+/modules\.builtin")
@@ -76,7 +76,9 @@ class _ModuleSpool:
         if self.release not in (None, release):
             raise InvalidKernel(path, expected=f"modules of {self.release}", found=f"modules of {release}")
         self.release = release
-        data = member.read()
+        # stored plain: an initrd is compressed as a whole, and busybox's modprobe reads no .zst
+        data = unpack_module(member.read(), name=path)
+        path = path[: path.index(".ko")] + ".ko"
         self.modinfos[path] = read_modinfo(data, name=path)
         with self._path.open("ab") as spool:
             spool.write(data)
@@ -91,15 +93,6 @@ class _ModuleSpool:
             for path, (offset, size) in sorted(self._places.items()):
                 spool.seek(offset)
                 tar.addfile(_member(f"{root}/{path}", size), spool)
-
-
-@dataclass(frozen=True, slots=True)
-class KernelModules:
-    """What an initrd takes from a modules.tar: the release, the index of all modules, and the bytes of some."""
-
-    release: str
-    index: ModuleIndex
-    data: Mapping[str, bytes]
 
 
 def read_index(tar: tarfile.TarFile) -> tuple[str, ModuleIndex]:

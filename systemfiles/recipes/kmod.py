@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from systemfiles.foundation.errors import InvalidArchive, UsageError
+from systemfiles.foundation.errors import InvalidArchive, UnknownModule
 from systemfiles.recipes.layers import zstd_blocks
 
 MODULE_MAX = 128 << 20
@@ -259,13 +259,12 @@ def closure(index: ModuleIndex, wanted: Sequence[str]) -> tuple[str, ...]:
 
     What a module needs comes before it. Soft dependencies are taken along where they exist, and stand on their side
     of the module unless that would make a circle. An alias stands for every module that has it. What is built in
-    needs nothing. Raises UsageError that names all that is unknown, InvalidArchive for a circle of hard needs.
+    needs nothing. Raises UnknownModule with all that is unknown, InvalidArchive for a circle of hard needs.
     """
     finder = _Finder(index)
     found = {name: finder.find(name) for name in wanted}
     if unknown := [name for name, paths in found.items() if paths is None]:
-        msg = f"the kernel has no module {', '.join(unknown)}, neither as a file nor built in"
-        raise UsageError(msg)
+        raise UnknownModule(unknown)
     hard: dict[str, set[str]] = {}
     soft: dict[str, set[str]] = {}
     todo = [path for name in reversed(wanted) for path in reversed(found[name] or ())]
@@ -285,14 +284,13 @@ def closure(index: ModuleIndex, wanted: Sequence[str]) -> tuple[str, ...]:
 def subset(index: ModuleIndex, paths: Iterable[str]) -> dict[str, str]:
     """The index files for these modules alone, so that modprobe finds them, by alias too, and no others.
 
-    modules.builtin stays whole: the kernel is the same. Raises UsageError for a path that the index does not have,
+    modules.builtin stays whole: the kernel is the same. Raises UnknownModule for a path that the index does not have,
     and for a module without one that it needs.
     """
     chosen = set(paths)
     for path in sorted(chosen):
         if missing := {path} - index.dependencies.keys() or set(index.dependencies[path]) - chosen:
-            msg = f"{path} cannot be taken without {', '.join(sorted(missing))}"
-            raise UsageError(msg)
+            raise UnknownModule(sorted(missing))
     finder = _Finder(index)
     names = {module_name(path) for path in chosen}
 

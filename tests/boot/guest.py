@@ -1,48 +1,52 @@
-"""The three disks of a guest (see the head of the init script), each a small ext4 made without root or loop device."""
+"""A guest's three disks, as the head of the init script describes them: small ext4s, made without privilege."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-APPLETS = ("sh", "echo", "cat", "env", "grep", "id", "ls", "ps", "pwd", "readlink", "sleep", "stat", "touch")
+APPLETS = ("cat", "echo", "grep", "kill", "printf", "readlink", "sh", "sleep", "true")
 
 
-def write_rootfs(path: Path, busybox: bytes, *, scratch: Path) -> Path:
-    """A root file system that holds a static busybox, the links of some applets, and nothing else."""
-    directory = scratch / "bin"
-    directory.mkdir(parents=True)
-    program = directory / "busybox"
+def write_rootfs(path: Path, busybox: bytes) -> Path:
+    """A root file system with nothing but a static busybox and links for some of its applets."""
+    tree = _tree(path)
+    (tree / "bin").mkdir()
+    program = tree / "bin" / "busybox"
     program.write_bytes(busybox)
     program.chmod(0o755)
     for applet in APPLETS:
-        (directory / applet).symlink_to("busybox")
-    return _mkfs(path, scratch, megabytes=8)
+        (tree / "bin" / applet).symlink_to("busybox")
+    return _mkfs(path, tree, size="8M")
 
 
 def write_overlay(path: Path) -> Path:
-    """An empty disk for what the guest changes."""
-    return _mkfs(path, None, megabytes=8)
+    """An empty disk for what the guest writes."""
+    return _mkfs(path, _tree(path), size="8M")
 
 
-def write_config(path: Path, text: str, *, scratch: Path) -> Path:
-    """A disk whose config.sh says `text`."""
-    scratch.mkdir(parents=True)
-    (scratch / "config.sh").write_text(text)
-    return _mkfs(path, scratch, megabytes=1)
+def write_config(path: Path, text: str) -> Path:
+    """A disk with `text` for its config.sh."""
+    tree = _tree(path)
+    (tree / "config.sh").write_text(text, encoding="utf-8")
+    return _mkfs(path, tree, size="1M")
 
 
-def config(*command: str, environment: Iterable[str] = ("PATH=/bin",), **variables: str) -> str:
-    """A config.sh that runs `command`: every value quoted twice, as a word of a list and as an assignment."""
-    lists: Mapping[str, Iterable[str]] = {"ENTRYPOINT": command[:1], "CMD": command[1:], "ENVIRONMENT": environment}
-    values = {name: shlex.join(words) for name, words in lists.items()} | variables
-    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+def command(*words: str, environment: Iterable[str] = ("PATH=/bin",)) -> str:
+    """A config.sh that runs `words`: each is quoted as a word of a list, and the list as an assignment's value."""
+    lists = {"ENTRYPOINT": words[:1], "CMD": words[1:], "ENVIRONMENT": tuple(environment)}
+    return "".join(f"{name}={shlex.quote(shlex.join(words))}\n" for name, words in lists.items())
 
 
-def _mkfs(path: Path, content: Path | None, *, megabytes: int) -> Path:
-    source = [] if content is None else ["-d", str(content)]
-    options = ["-q", "-F", "-E", "root_owner=0:0", *source]
-    subprocess.run(["mkfs.ext4", *options, str(path), f"{megabytes}M"], check=True, capture_output=True)
+def _tree(path: Path) -> Path:
+    tree = path.with_name(f"{path.name}.tree")
+    tree.mkdir()
+    return tree
+
+
+def _mkfs(path: Path, tree: Path, *, size: str) -> Path:
+    options = ["-q", "-F", "-E", "root_owner=0:0", "-d", str(tree)]
+    subprocess.run(["mkfs.ext4", *options, str(path), size], check=True, capture_output=True)
     return path

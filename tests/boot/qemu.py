@@ -1,8 +1,8 @@
 """Boots a kernel and an initrd in QEMU, and tells how that ended.
 
-The machine is emulated (`-accel tcg`), so it needs no privilege and runs either architecture on any host. The guest's
-serial console is its only way out: everything on it, from the kernel's first line to the reset, is the `console` of the
-outcome. QEMU ends by itself when the guest switches off, and also when it resets (`-no-reboot`).
+The machine is emulated (`-accel tcg`), so either architecture runs on any host and without privilege. Its serial line
+is its only way out: all that is written there, from the kernel's first line to the last, is the outcome's `console`.
+QEMU ends by itself when the guest switches itself off and, by `-no-reboot`, when it resets itself.
 """
 
 from __future__ import annotations
@@ -14,17 +14,35 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from systemfiles.foundation.errors import ToolMissing
 
 
+class Artifact(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+
+class BootFiles(Protocol):
+    """What a machine needs to start: the part of `systemfiles.BootFiles` that is used here."""
+
+    @property
+    def kernel(self) -> Artifact: ...
+
+    @property
+    def initrd(self) -> Artifact: ...
+
+    def cmdline(self, vmm: str, /) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A kind of virtual machine. `disk` is its virtio block device: on PCI, or memory-mapped."""
+    """A kind of virtual machine. `disk` is its virtio block device: on PCI, or mapped into memory."""
 
     name: str
     arch: str
-    type: tuple[str, ...]
+    options: tuple[str, ...]
     disk: str
 
     def __str__(self) -> str:
@@ -33,13 +51,13 @@ class Machine:
 
 Q35 = Machine("q35", "x86_64", ("-machine", "q35"), "virtio-blk-pci")
 MICROVM = Machine("microvm", "x86_64", ("-machine", "microvm"), "virtio-blk-device")
-MICROVM_WITHOUT_ACPI = Machine("microvm-no-acpi", "x86_64", ("-machine", "microvm,acpi=off"), "virtio-blk-device")
+MICROVM_WITHOUT_ACPI = Machine("microvm-without-acpi", "x86_64", ("-machine", "microvm,acpi=off"), "virtio-blk-device")
 VIRT = Machine("virt", "aarch64", ("-machine", "virt", "-cpu", "cortex-a72"), "virtio-blk-pci")
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a machine ended. `status` is QEMU's own, None when its time was up; `seconds` are the host's."""
+    """How a machine ended. `status` is that of QEMU, None when it had to be killed; `seconds` passed on the host."""
 
     status: int | None
     console: str
@@ -47,53 +65,53 @@ class Outcome:
 
     @property
     def exit(self) -> int | None:
-        """The status that init reported for the entrypoint, None when it reported none."""
-        marks = re.findall(r"^systemfiles: exit (\d+)$", self.console, re.MULTILINE)
-        return int(marks[-1]) if marks else None
+        """The status of the entrypoint as init reports it, None without a report."""
+        reports = re.findall(r"^systemfiles: exit (\d+)$", self.console, re.MULTILINE)
+        return int(reports[-1]) if reports else None
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """What init reported as errors, without the prefix."""
-        return tuple(re.findall(r"^systemfiles: error: (.*)$", self.console, re.MULTILINE))
+        """The failures that init reports, as `what (why)`."""
+        return tuple(re.findall(r"^systemfiles: error: (.+)$", self.console, re.MULTILINE))
 
     @property
-    def panicked(self) -> bool:
-        return "Kernel panic" in self.console
+    def clean(self) -> bool:
+        """Whether the guest ended the machine itself, by init, and the kernel had no reason to."""
+        return self.status == 0 and self.exit is not None and "Kernel panic" not in self.console
 
 
 def boot(
-    machine: Machine, *, kernel: Path, initrd: Path, cmdline: str, disks: Mapping[str, Path], limit: float = 60
+    machine: Machine, files: BootFiles, disks: Mapping[str, Path], *, serials: bool = True, limit: float = 60
 ) -> Outcome:
-    """Run `machine` until it ends, at most `limit` seconds.
+    """Run `machine` until it ends, for at most `limit` seconds.
 
-    `disks` are attached in their order, each under its key as virtio serial; a key that begins with `#` gives none.
-    Raises ToolMissing.
+    `disks` are attached in their order, and with `serials` their keys are the virtio serials. Raises ToolMissing.
     """
     command = [
-        *(_emulator(machine.arch), *machine.type, "-accel", "tcg", "-m", "256", "-no-user-config", "-nodefaults"),
+        *(_emulator(machine.arch), *machine.options, "-accel", "tcg", "-m", "256", "-nodefaults", "-no-user-config"),
         *("-no-reboot", "-display", "none", "-monitor", "none", "-serial", "stdio"),
-        *("-kernel", str(kernel), "-initrd", str(initrd), "-append", cmdline),
+        *("-kernel", str(files.kernel.path), "-initrd", str(files.initrd.path), "-append", files.cmdline("qemu")),
     ]
-    for number, (serial, path) in enumerate(disks.items()):
-        command += ["-drive", f"if=none,id=disk{number},format=raw,file={path}"]
-        named = "" if serial.startswith("#") else f",serial={serial}"
-        command += ["-device", f"{machine.disk},drive=disk{number}{named}"]
+    for name, path in disks.items():
+        command += ["-drive", f"if=none,format=raw,id={name},file={path}"]
+        command += ["-device", f"{machine.disk},drive={name}" + (f",serial={name}" if serials else "")]
     start = time.monotonic()
     try:
+        # The time limit kills this process, by its id, and waits for it.
         ended = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit
         )
-        status, output = ended.returncode, ended.stdout
-    except subprocess.TimeoutExpired as late:  # `run` has killed it, and waited for it
+    except subprocess.TimeoutExpired as late:
         status, output = None, late.output or b""
-    console = output.decode(errors="surrogateescape").replace("\r\n", "\n")
+    else:
+        status, output = ended.returncode, ended.stdout
+    console = output.decode(errors="backslashreplace").replace("\r\n", "\n")
     return Outcome(status, console, time.monotonic() - start)
 
 
 def _emulator(arch: str) -> str:
     name = f"qemu-system-{arch}"
-    path = shutil.which(name)
-    if path is None:
-        package = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[arch]
-        raise ToolMissing(name, hint=f"apt-get install {package}")
-    return path
+    if path := shutil.which(name):
+        return path
+    package = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}[arch]
+    raise ToolMissing(name, hint=f"apt-get install {package}")

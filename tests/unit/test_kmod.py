@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systemfiles.foundation.errors import InvalidArchive, SystemFilesError, UsageError
+from systemfiles.foundation.errors import InvalidArchive, SystemFilesError, UnknownModule
 from systemfiles.recipes import kmod
 from systemfiles.recipes.kmod import (
     Modinfo,
@@ -198,14 +198,14 @@ def test_the_closure_is_all_that_is_needed_in_the_order_to_load_it(wanted: list[
 
 
 def test_unknown_modules_are_all_named() -> None:
-    with pytest.raises(UsageError, match="nvme, virtio:d00000009v1,"):
+    with pytest.raises(UnknownModule, match="nvme, virtio:d00000009v1,"):
         closure(INDEX, ["virtio", "nvme", "virtio:d00000009v1"])
 
 
 def test_a_subset_without_something_it_needs_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"libcrc32c\.ko"):
+    with pytest.raises(UnknownModule, match=r"libcrc32c\.ko"):
         subset(INDEX, ["kernel/fs/erofs/erofs.ko"])
-    with pytest.raises(UsageError, match=r"missing\.ko"):
+    with pytest.raises(UnknownModule, match=r"missing\.ko"):
         subset(INDEX, ["kernel/missing.ko"])
 
 
