@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from systemfiles.bootfiles import BootFiles
@@ -30,7 +32,9 @@ data directory. Exit status: 0 done, 1 refused or failed (the error says why), 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status. Errors go to stderr, results to stdout."""
-    options = _parser().parse_args(arguments)
+    gc.freeze()  # what is imported stays to the end; searching it for garbage at exit would take 2 ms
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser(words).parse_args(words)
     try:
         status: int = options.run(options)
     except SystemFilesError as error:
@@ -41,49 +45,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for `words`: with all commands, or with the one they begin with, as describing each takes 0.4 ms."""
     parser = argparse.ArgumentParser(
-        prog="systemfiles",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="systemfiles", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help
     )
     parser.add_argument("--version", action="version", version=f"systemfiles {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    provision = commands.add_parser("provision", help="fetch or build what is missing, and print the paths")
-    _add_place(provision)
-    _add_names(provision)
-    provision.add_argument("--all", action="store_true", help="every profile of the catalog")
-    provision.add_argument("--update", action="store_true", help="first move rolling versions to what apt has now")
-    provision.set_defaults(run=_provision)
-
-    path = commands.add_parser("path", help="print where a kernel and an initrd are; builds nothing, needs no network")
-    _add_place(path)
-    _add_names(path)
-    path.add_argument("--json", action="store_true", help="print everything known of them as JSON")
-    path.set_defaults(run=_path)
-
-    listing = commands.add_parser("ls", help="list what is on disk")
-    _add_place(listing)
-    listing.add_argument("--catalog", action="store_true", help="list what the catalog offers instead")
-    listing.add_argument("--json", action="store_true", help="print JSON")
-    listing.set_defaults(run=_list)
-
-    verify = commands.add_parser("verify", help="read every byte on disk and compare it with its record")
-    _add_place(verify)
-    verify.add_argument("--json", action="store_true", help="print JSON")
-    verify.set_defaults(run=_verify)
-
-    add = commands.add_parser("add", help="take a local kernel in as a version of its own")
-    _add_place(add)
-    add.add_argument("kind", choices=["kernel"], help="what it is")
-    add.add_argument("file", type=Path, help="vmlinux, bzImage, Image or Image.gz")
-    add.add_argument("--version", required=True, help="its name from now on, such as my-6.12.1")
-    add.add_argument("--arch", help="its architecture (default: this host's)")
-    add.add_argument("--json", action="store_true", help="print JSON")
-    add.set_defaults(run=_add)
+    for name in _COMMANDS.keys() & words[:1] or _COMMANDS:
+        summary, add_options, run = _COMMANDS[name]
+        command = commands.add_parser(name, help=summary, formatter_class=_Help)
+        command.set_defaults(run=run)
+        _add_place(command)
+        add_options(command)
     return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal. argparse makes one per option, and would import `shutil` to learn the width."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    try:
+        return int(os.environ.get("COLUMNS") or os.get_terminal_size().columns) or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +85,34 @@ def _add_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", metavar="VERSION", help="a kernel version")
     parser.add_argument("--initrd", metavar="VERSION", help="an initrd version")
     parser.add_argument("--arch", help="x86_64 or aarch64 (default: this host's)")
+
+
+def _add_json(parser: argparse.ArgumentParser, help_text: str = "print JSON") -> None:
+    parser.add_argument("--json", action="store_true", help=help_text)
+
+
+def _provision_options(parser: argparse.ArgumentParser) -> None:
+    _add_names(parser)
+    parser.add_argument("--all", action="store_true", help="every profile of the catalog")
+    parser.add_argument("--update", action="store_true", help="first move rolling versions to what apt has now")
+
+
+def _path_options(parser: argparse.ArgumentParser) -> None:
+    _add_names(parser)
+    _add_json(parser, "print everything known of them as JSON")
+
+
+def _list_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--catalog", action="store_true", help="list what the catalog offers instead")
+    _add_json(parser)
+
+
+def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=["kernel"], help="what it is")
+    parser.add_argument("file", type=Path, help="vmlinux, bzImage, Image or Image.gz")
+    parser.add_argument("--version", required=True, help="its name from now on, such as my-6.12.1")
+    parser.add_argument("--arch", help="its architecture (default: this host's)")
+    _add_json(parser)
 
 
 def _system(options: argparse.Namespace) -> SystemFiles:
@@ -181,6 +198,15 @@ def _say_json(value: object) -> None:
 
     _say(json.dumps(value, indent=1))
 
+
+_Run = Callable[[argparse.Namespace], int]
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], _Run]] = {
+    "provision": ("fetch or build what is missing, and print the paths", _provision_options, _provision),
+    "path": ("print where a kernel and an initrd are; builds nothing, needs no network", _path_options, _path),
+    "ls": ("list what is on disk", _list_options, _list),
+    "verify": ("read every byte on disk and compare it with its record", _add_json, _verify),
+    "add": ("take a local kernel in as a version of its own", _add_kernel_options, _add),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

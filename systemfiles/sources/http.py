@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError
 
 from systemfiles.foundation.digest import CHUNK, Digest
-from systemfiles.foundation.errors import IntegrityError, SizeMismatch, SourceRefused, SourceUnavailable
-from systemfiles.foundation.files import NewFile
+from systemfiles.foundation.errors import IntegrityError, NoSpace, SizeMismatch, SourceRefused, SourceUnavailable
+from systemfiles.foundation.files import NewFile, free_bytes
 from systemfiles.foundation.progress import Progress, silent
-from systemfiles.version import __version__
+from systemfiles.sources.credentials import credential_for
+from systemfiles.sources.transport import (
+    BOUNDS,
+    Answered,
+    Attempts,
+    Bounds,
+    Interrupted,
+    Transport,
+    Unreachable,
+    host_of,
+    is_loopback,
+)
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 5.0
-READ_SECONDS = 30.0
 LARGEST = 4 << 30
-_HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"systemfiles/{__version__}"}
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+Opener = Callable[..., AbstractContextManager[requests.Response]]
+"""Like `Transport.open`, whatever it does about authorization."""
 
 
 def candidates(url: str, mirrors: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
@@ -42,57 +54,174 @@ def fetch(
     proxies: Mapping[str, str] | None = None,
     hint: str | None = None,
     progress: Progress = silent,
+    bounds: Bounds = BOUNDS,
 ) -> str:
     """Fills `out` with the bytes of `url`, verified, from its mirrors or its origin; returns the URL that had them.
 
     Raises DigestMismatch or SizeMismatch when the origin itself gave wrong bytes, else SourceUnavailable with every
-    URL tried and why it failed; `hint` goes into it.
+    URL tried and why it failed (`hint` goes into it), and NoSpace before anything is fetched when it cannot fit.
     """
+    transport = Transport(bounds, proxies=proxies)
+
+    def get(candidate: str) -> None:
+        if candidate.startswith("file:"):
+            _copy(candidate, out, size or LARGEST)
+            out.check(candidate, size=size, digest=digest)
+        else:
+            opener = _with_credentials(transport)
+            download(opener, transport, candidate, out, subject=subject, digest=digest, size=size, progress=progress)
+
+    return try_each(candidates(url, mirrors or {}), get, subject=subject, hint=hint)
+
+
+def try_each(places: Iterable[str], get: Callable[[str], None], *, subject: str, hint: str | None = None) -> str:
+    """The first of `places` that `get` gets it from. Raises what the last one did wrong, or SourceUnavailable."""
     tried: list[tuple[str, str]] = []
     wrong: IntegrityError | None = None
-    for candidate in candidates(url, mirrors or {}):
-        out.restart()
+    for place in places:
+        wrong = None
         try:
-            _fill(candidate, out, subject=subject, size=size, proxies=proxies or {}, progress=progress)
-            out.check(candidate, size=size, digest=digest)
+            get(place)
         except IntegrityError as error:
             wrong = error
-            tried.append((candidate, f"{error.summary}: expected {error.expected}, got {error.got}"))
+            tried.append((place, f"expected {error.expected}, got {error.got}"))
         except SourceRefused as error:
-            wrong = None
-            tried.append((candidate, error.problem))
-        except (requests.RequestException, HTTPError) as error:
-            wrong = None
-            tried.append((candidate, _reason(error)))
+            tried.append((place, error.problem))
+        except (Answered, Interrupted, Unreachable) as error:
+            tried.append((place, str(error)))
         else:
             if tried:
-                log.warning("%s came from %s; before that, %s", subject, candidate, _failures(tried))
-            return candidate
+                failures = "; ".join(f"{where}: {why}" for where, why in tried)
+                log.warning("%s came from %s; before that, %s", subject, place, failures)
+            return place
     if wrong:
         raise wrong
     raise SourceUnavailable(subject, tried=tried, hint=hint)
 
 
-def _fill(
-    url: str, out: NewFile, *, subject: str, size: int | None, proxies: Mapping[str, str], progress: Progress
+def download(
+    opener: Opener,
+    transport: Transport,
+    url: str,
+    out: NewFile,
+    *,
+    subject: str,
+    digest: Digest,
+    size: int | None = None,
+    progress: Progress = silent,
 ) -> None:
-    chunks = _read_file(url) if url.startswith("file:") else _read_http(url, proxies)
-    limit = size or LARGEST
-    for chunk in chunks:
-        if out.size + len(chunk) > limit:
-            raise SizeMismatch(url, expected=f"{limit} bytes", got="more", consequence="it was discarded")
-        out.write(chunk)
-        progress(subject, out.size, size)
+    """Fills `out` with what `url` answers, verified, going on where a cut connection stopped.
+
+    Raises DigestMismatch, SizeMismatch (as soon as more than `size` bytes come), NoSpace, SourceRefused, Answered,
+    Interrupted, Unreachable.
+    """
+    _require_space(out, size)
+    attempts = Attempts(transport.bounds)
+    out.restart()
+    try:
+        pieced_together = _fill(opener, transport, url, out, attempts, subject, size, progress)
+        out.check(url, size=size, digest=digest)
+    except IntegrityError:
+        if not pieced_together:
+            raise
+        # an origin that changed in between and does not honour If-Range: its parts do not fit
+        out.restart()
+        _fill(opener, transport, url, out, attempts, subject, size, progress)
+        out.check(url, size=size, digest=digest)
 
 
-def _read_http(url: str, proxies: Mapping[str, str]) -> Iterator[bytes]:
-    with requests.get(
-        url, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS), headers=_HEADERS, proxies=dict(proxies)
-    ) as response:
-        if response.status_code != requests.codes.ok:
-            raise SourceRefused(url, f"HTTP {response.status_code} {response.reason}")
-        # as sent, so that the digest is of the file and not of a decoded form of it
-        yield from response.raw.stream(CHUNK, decode_content=False)
+def _fill(
+    opener: Opener,
+    transport: Transport,
+    url: str,
+    out: NewFile,
+    attempts: Attempts,
+    subject: str,
+    size: int | None,
+    progress: Progress,
+) -> bool:
+    """Downloads with as many requests as it takes; returns whether `out` was put together from several answers."""
+    validator, pieced_together = None, False
+    while True:
+        headers = {"Range": f"bytes={out.size}-", "If-Range": validator} if out.size and validator else None
+        try:
+            with opener("GET", url, headers=headers) as response:
+                validator = _validator(response)
+                expected = _start(response, out)
+                pieced_together = out.size > 0
+                for piece in transport.body(response, attempts.deadline):
+                    _take(piece, out, url, size or LARGEST)
+                    progress(subject, out.size, size or expected)
+                _require_whole(out, expected)
+            return pieced_together
+        except (Interrupted, Answered) as error:
+            refused = isinstance(error, Answered) and error.status == requests.codes.requested_range_not_satisfiable
+            if refused and out.size:
+                out.restart()
+            elif not attempts.another(error):
+                raise
+
+
+def _start(response: requests.Response, out: NewFile) -> int | None:
+    """Places `out` where the answer begins, which need not be where it was asked to; returns the expected size."""
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise SourceRefused(response.url, "it is sent encoded, although it was asked for as it is")
+    if response.status_code == requests.codes.partial_content:
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if not found or int(found[1]) != out.size:
+            out.restart()
+            msg = "it answers with another range than was asked for"
+            raise Interrupted(msg)
+        return None if found[2] == "*" else int(found[2])
+    out.restart()
+    if response.status_code != requests.codes.ok:
+        raise SourceRefused(response.url, f"HTTP {response.status_code} {response.reason}")
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _take(piece: bytes, out: NewFile, url: str, limit: int) -> None:
+    if out.size + len(piece) > limit:
+        raise SizeMismatch(url, expected=f"{limit} bytes", got="more", consequence="it was discarded")
+    out.write(piece)
+
+
+def _require_whole(out: NewFile, expected: int | None) -> None:
+    if expected is not None and out.size < expected:
+        msg = f"it breaks off after {out.size} of {expected} bytes"
+        raise Interrupted(msg)
+
+
+def _require_space(out: NewFile, size: int | None) -> None:
+    if size is not None and (free := free_bytes(out.path)) < size:
+        raise NoSpace(out.path.parent, needed=size, free=free)
+
+
+def _validator(response: requests.Response) -> str | None:
+    """What If-Range may be asked with (RFC 9110, 13.1.5): a strong ETag, else the date of the last change."""
+    etag = response.headers.get("ETag")
+    if etag and not etag.startswith("W/"):
+        return etag
+    return response.headers.get("Last-Modified")
+
+
+def _with_credentials(transport: Transport) -> Opener:
+    def authorization(url: str) -> str | None:
+        if not url.startswith("https:") and not is_loopback(host_of(url)):
+            return None  # never in the clear
+        credential = credential_for(host_of(url))
+        return credential.header if credential else None
+
+    def opener(method: str, url: str, **request: Mapping[str, str]) -> AbstractContextManager[requests.Response]:
+        return transport.open(method, url, authorization=authorization, headers=request.get("headers"))
+
+    return opener
+
+
+def _copy(url: str, out: NewFile, limit: int) -> None:
+    out.restart()
+    for piece in _read_file(url):
+        _take(piece, out, url, limit)
 
 
 def _read_file(url: str) -> Iterator[bytes]:
@@ -103,23 +232,3 @@ def _read_file(url: str) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise SourceRefused(url, error.strerror or str(error)) from error
-
-
-def _failures(tried: Iterable[tuple[str, str]]) -> str:
-    return "; ".join(f"{url}: {why}" for url, why in tried)
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, without the layers of wrapping that `requests` puts around it."""
-    if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {CONNECT_SECONDS:g} s"
-    if isinstance(error, requests.ReadTimeout):
-        return f"silent for {READ_SECONDS:g} s"
-    cause: BaseException = error
-    while inner := cause.__cause__ or getattr(cause, "reason", None) or cause.__context__:
-        if not isinstance(inner, BaseException):
-            break
-        cause = inner
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return str(cause) or type(cause).__name__

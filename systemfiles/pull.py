@@ -1,0 +1,90 @@
+"""Images from OCI registries into the content store, as the bytes they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.errors import SourceRefused, StoreError
+from systemfiles.foundation.lock import locked
+from systemfiles.foundation.paths import Paths
+from systemfiles.foundation.progress import Progress, silent
+from systemfiles.sources.http import candidates, try_each
+from systemfiles.sources.oci import INDEXES, Manifest, Reference, Repository, choose
+
+PARALLEL = 4
+DEEPEST_INDEX = 4
+LARGEST_LAYER = 16 << 30
+_HINT = "use a mirror ([mirrors] in versions.toml or $SYSTEMFILES_MIRRORS), or another profile, such as profile=debian"
+
+
+class Puller:
+    """Pulls images; the same blob is fetched once, however many ask at the same time."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        layout: Layout,
+        mirrors: Mapping[str, Iterable[str]],
+        *,
+        progress: Progress = silent,
+        timeout: float | None = None,
+    ) -> None:
+        self._paths = paths
+        self._layout = layout
+        self._mirrors = mirrors
+        self._progress = progress
+        self._timeout = timeout
+
+    def pull(self, reference: str, arch: Arch) -> Descriptor:
+        """The manifest of image `reference` for `arch`, with all it refers to in the content store.
+
+        Mirrors are tried first, the registry last. Raises SourceUnavailable, IntegrityError, UsageError, StoreError.
+        """
+        pulled: list[Descriptor] = []
+
+        def get(place: str) -> None:
+            pulled.append(self._pull_from(Reference.parse(place), arch))
+
+        try_each(candidates(reference, self._mirrors), get, subject=f"image {reference}", hint=_HINT)
+        return pulled[-1]
+
+    def _pull_from(self, reference: Reference, arch: Arch) -> Descriptor:
+        repository = Repository(reference.registry, reference.repository)
+        manifest = self._for_arch(repository, repository.manifest(reference.target), arch)
+        try:
+            parts = [Descriptor.from_json(part) for part in (manifest.value["config"], *manifest.value["layers"])]
+        except (StoreError, KeyError, TypeError) as error:
+            raise SourceRefused(str(reference), f"its manifest is broken ({error})") from error
+        self._layout.create()
+        # a layer may be named twice, and is fetched once
+        distinct = {part.digest: part for part in parts}.values()
+        with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
+            for fetched in [pool.submit(self._fetch, repository, part) for part in distinct]:
+                fetched.result()
+        return self._layout.add_bytes(manifest.raw, manifest.media_type)
+
+    def _for_arch(self, repository: Repository, found: Manifest, arch: Arch) -> Manifest:
+        """`found` itself, or what it has for `arch` when it is an index, perhaps of indexes."""
+        for _ in range(DEEPEST_INDEX):
+            if found.media_type not in INDEXES:
+                return found
+            entry = choose(found, arch, subject=repository.name)[0]
+            try:
+                found = repository.manifest(Descriptor.from_json(entry).digest)
+            except StoreError as error:
+                raise SourceRefused(repository.name, f"its index is broken ({error})") from error
+        raise SourceRefused(repository.name, f"its indexes are nested more than {DEEPEST_INDEX} deep")
+
+    def _fetch(self, repository: Repository, part: Descriptor) -> None:
+        if part.size > LARGEST_LAYER:
+            raise SourceRefused(repository.name, f"its layer {part.digest} is {part.size} bytes long")
+        with locked(self._paths.lock(f"blob-{part.digest.hex}"), timeout=self._timeout):
+            if self._layout.intact(part.digest, part.size):
+                return
+            with self._layout.new_file() as out:
+                subject = f"{repository.name} {part.digest.hex[:12]}"
+                repository.blob(part.digest, part.size, out, subject=subject, progress=self._progress)
+                self._layout.add(out, part.media_type)

@@ -1,0 +1,329 @@
+"""OCI registries, as the distribution-spec has them, read and written by a client that verifies every byte.
+
+A manifest is kept as the bytes it came in; what is asked for by digest must have that digest, and what a tag gives is
+pinned by the digest of its bytes. Tokens belong to one repository of one registry and go to no other host.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import requests
+
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.errors import DigestMismatch, InvalidDigest, SourceRefused, UsageError
+from systemfiles.foundation.files import NewFile
+from systemfiles.foundation.progress import Progress, silent
+from systemfiles.sources.credentials import credential_for
+from systemfiles.sources.http import download
+from systemfiles.sources.transport import Answered, Attempts, Transport, host_of, is_loopback
+
+DOCKER_HUB = "docker.io"
+_HUB_HOST = "registry-1.docker.io"
+IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+MANIFESTS = (IMAGE_MANIFEST, DOCKER_MANIFEST)
+INDEXES = (IMAGE_INDEX, DOCKER_LIST)
+LARGEST_MANIFEST = 4 << 20
+_LARGEST_TOKEN = 1 << 20
+
+# distribution-spec, "Pulling manifests"
+_REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
+_CHALLENGE = re.compile(r'([a-z_]+)="([^"]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """`registry/repository[:tag][@digest]`, with docker's short forms for docker.io."""
+
+    registry: str
+    repository: str
+    tag: str | None = None
+    digest: Digest | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Raises UsageError."""
+        name, _, pinned = text.partition("@")
+        head, slash, tail = name.partition("/")
+        if slash and (set(".:[") & set(head) or head == "localhost"):
+            registry, rest = head, tail
+        else:
+            registry, rest = DOCKER_HUB, name if slash else f"library/{name}"
+        repository, _, tag = rest.partition(":")
+        valid = _HOST.fullmatch(registry) and _REPOSITORY.fullmatch(repository) and len(repository) <= 255
+        if not valid or (":" in rest and not _TAG.fullmatch(tag)):
+            msg = f"{text[:200]!r} is not an image reference"
+            raise UsageError(msg, details=[("expected", "registry/repository[:tag][@sha256:digest]")])
+        try:
+            digest = Digest.parse(pinned) if "@" in text else None
+        except InvalidDigest as error:
+            msg = f"{text[:200]!r} is not an image reference"
+            raise UsageError(msg, details=[("because", error.summary)]) from None
+        return cls(registry, repository, tag or None, digest)
+
+    @property
+    def target(self) -> str:
+        """What to ask the registry for: the digest, else the tag."""
+        return self.digest or self.tag or "latest"
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        pinned = f"@{self.digest}" if self.digest else ""
+        return f"{self.registry}/{self.repository}{tag}{pinned}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest or index: its bytes as they came, their digest, and what they say."""
+
+    raw: bytes
+    digest: Digest
+    media_type: str
+    value: Mapping[str, Any]
+
+
+class Repository:
+    """One repository of one registry. Safe to share among threads."""
+
+    def __init__(
+        self,
+        registry: str,
+        repository: str,
+        *,
+        transport: Transport | None = None,
+        plain_http: bool = False,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        host = _HUB_HOST if registry == DOCKER_HUB else registry
+        scheme = "http" if plain_http or is_loopback(host) else "https"
+        self.name = f"{registry}/{repository}"
+        self._base = f"{scheme}://{host}/v2/{repository}/"
+        self._host = host_of(self._base)
+        self._transport = transport or Transport()
+        self._credential = credential_for(registry, registry=True, **({"environ": environ} if environ else {}))
+        self._authorization: str | None = None
+        self._actions = "pull"
+        self._lock = threading.Lock()
+
+    def manifest(self, target: str) -> Manifest:
+        """The manifest or index that a tag or digest names, verified when it is a digest.
+
+        Raises DigestMismatch, SourceRefused, Answered, Interrupted, Unreachable.
+        """
+        accepted = {"Accept": ", ".join((*MANIFESTS, *INDEXES))}
+        url = urljoin(self._base, f"manifests/{target}")
+        with self._open("GET", url, headers=accepted) as response:
+            raw = self._read(response, LARGEST_MANIFEST)
+            promised = response.headers.get("Docker-Content-Digest")
+            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        got = Digest.of(raw)
+        # without a digest of our own, what the registry says of its bytes must at least be true
+        expected = target if ":" in target else promised
+        if expected is not None and expected.startswith("sha256:") and expected != got:
+            raise DigestMismatch(url, expected=expected, got=got, consequence="it was discarded")
+        return parse_manifest(raw, media_type, subject=f"{self.name}@{got}")
+
+    def blob(self, digest: Digest, size: int, out: NewFile, *, subject: str, progress: Progress = silent) -> None:
+        """Fills `out` with a blob, verified. Raises as `manifest`, and SizeMismatch."""
+        url = urljoin(self._base, f"blobs/{digest}")
+        download(self._open, self._transport, url, out, subject=subject, digest=digest, size=size, progress=progress)
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether the registry has this blob."""
+        return self._exists(f"blobs/{digest}")
+
+    def has_manifest(self, target: str) -> bool:
+        """Whether the registry has a manifest under this tag or digest."""
+        return self._exists(f"manifests/{target}")
+
+    def push_blob(self, digest: Digest, size: int, content: BinaryIO) -> None:
+        """Uploads a blob in one request (distribution-spec, "POST then PUT"), unless it is there.
+
+        `content` is at its beginning. Raises as `manifest`.
+        """
+        if self.has_blob(digest):
+            return
+        self._actions = "pull,push"
+        with self._open("POST", urljoin(self._base, "blobs/uploads/"), headers={"Content-Length": "0"}) as response:
+            location = urljoin(response.url, response.headers.get("Location", ""))
+        if host_of(location) != self._host:
+            raise SourceRefused(self.name, f"it wants the upload at another host, {host_of(location)}")
+        separator = "&" if urlsplit(location).query else "?"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        url = f"{location}{separator}{urlencode({'digest': digest})}"
+        with self._open("PUT", url, headers=headers, body=content):
+            return
+
+    def push_manifest(self, raw: bytes, media_type: str, target: str) -> Digest:
+        """Puts a manifest under a tag or its digest; returns its digest. Raises as `manifest`."""
+        self._actions = "pull,push"
+        url = urljoin(self._base, f"manifests/{target}")
+        with self._open("PUT", url, headers={"Content-Type": media_type}, body=raw):
+            return Digest.of(raw)
+
+    def _exists(self, path: str) -> bool:
+        try:
+            with self._open("HEAD", urljoin(self._base, path)):
+                return True
+        except Answered as error:
+            if error.status == requests.codes.not_found:
+                return False
+            raise
+
+    @contextmanager
+    def _open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: BinaryIO | bytes | None = None,
+    ) -> Iterator[requests.Response]:
+        with ExitStack() as stack:
+            yield self._answer(stack, method, url, headers, body)
+
+    def _answer(
+        self,
+        stack: ExitStack,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        body: BinaryIO | bytes | None,
+    ) -> requests.Response:
+        """The answer to one request, with a token got on the way when the registry asks for one."""
+        used = self._authorization
+        try:
+            return stack.enter_context(self._send(method, url, headers, body))
+        except Answered as error:
+            if error.status != requests.codes.unauthorized:
+                raise
+            self._authorize(error.headers.get("WWW-Authenticate", ""), used)
+        if body is not None and not isinstance(body, bytes):
+            body.seek(0)
+        try:
+            return stack.enter_context(self._send(method, url, headers, body))
+        except Answered as error:
+            if error.status == requests.codes.unauthorized:
+                raise SourceRefused(self.name, "it does not accept our credentials") from None
+            raise
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str] | None, body: BinaryIO | bytes | None
+    ) -> AbstractContextManager[requests.Response]:
+        return self._transport.open(
+            method,
+            url,
+            headers=headers,
+            authorization=lambda hop: self._authorization if host_of(hop) == self._host else None,
+            body=body,
+        )
+
+    def _authorize(self, challenge: str, used: str | None) -> None:
+        """Gets what the registry asked for (RFC 9110, 11.6.1; the docker token protocol)."""
+        with self._lock:
+            if self._authorization != used:
+                return  # another thread has a new one already
+            scheme, _, rest = challenge.partition(" ")
+            if scheme.lower() == "basic" and self._credential:
+                self._authorization = self._credential.header
+            elif scheme.lower() == "bearer":
+                self._authorization = f"Bearer {self._fetch_token(dict(_CHALLENGE.findall(rest)))}"
+            else:
+                hint = "log in to it (docker login), or see SYSTEMFILES_CREDENTIALS in the README"
+                raise SourceRefused(self.name, "it needs credentials and there are none for it", hint=hint)
+
+    def _fetch_token(self, challenge: Mapping[str, str]) -> str:
+        realm = challenge.get("realm", "")
+        if not realm.startswith("https://") and not (realm.startswith("http://") and is_loopback(host_of(realm))):
+            raise SourceRefused(self.name, f"it sends us to {realm[:200]!r} for a token")
+        scope = challenge.get("scope") or f"repository:{self.name.partition('/')[2]}:{self._actions}"
+        query = urlencode({"service": challenge.get("service", ""), "scope": scope})
+        # a registry may send us anywhere for a token; our password goes only to a host of the same domain
+        credential = self._credential if _same_domain(host_of(realm), self._host) else None
+        authorization = credential.header if credential else None
+        with self._transport.open(
+            "GET",
+            f"{realm}{'&' if urlsplit(realm).query else '?'}{query}",
+            authorization=lambda hop: authorization if host_of(hop) == host_of(realm) else None,
+        ) as response:
+            raw = self._read(response, _LARGEST_TOKEN)
+        try:
+            answer = json.loads(raw)
+            token = answer.get("token") or answer["access_token"]
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            raise SourceRefused(realm, "its answer holds no token") from None
+        if not isinstance(token, str) or not token.isprintable():
+            raise SourceRefused(realm, "its answer holds no token")
+        return token
+
+    def _read(self, response: requests.Response, limit: int) -> bytes:
+        data = bytearray()
+        for piece in self._transport.body(response, Attempts(self._transport.bounds).deadline):
+            data += piece
+            if len(data) > limit:
+                raise SourceRefused(response.url, f"its answer is longer than {limit} bytes")
+        return bytes(data)
+
+
+def parse_manifest(raw: bytes, media_type: str, *, subject: str) -> Manifest:
+    """What `raw` says; its own mediaType must not contradict the one it came as. Raises SourceRefused."""
+    try:
+        value = json.loads(raw)
+        own = value.get("mediaType") or media_type
+        kind = INDEXES if "manifests" in value else MANIFESTS
+        fits = value.get("schemaVersion") == 2 and own in kind and ("manifests" in value) != ("layers" in value)
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        fits, own, value = False, media_type, {}
+    if not fits:
+        raise SourceRefused(subject, f"it is no manifest or index that is understood here ({own[:100] or 'no type'})")
+    return Manifest(raw, Digest.of(raw), own, value)
+
+
+def choose(index: Manifest, arch: Arch, *, subject: str) -> list[Mapping[str, Any]]:
+    """The entries of an index for Linux on `arch`, best first; entries for no platform (attestations) are no choice.
+
+    Nested indexes, which need not say a platform, come last. Raises SourceRefused when there is none.
+    """
+    exact, nested, seen = [], [], set()
+    for entry in _objects(index.value["manifests"]):
+        platform = entry.get("platform") if isinstance(entry.get("platform"), dict) else {}
+        assert isinstance(platform, dict)
+        name = "/".join(str(platform[key]) for key in ("os", "architecture", "variant") if platform.get(key))
+        if entry.get("mediaType") in INDEXES and not platform:
+            nested.append(entry)
+        elif platform.get("os") == "linux" and platform.get("architecture") == arch.debian:
+            exact.append((platform.get("variant") not in (None, "", "v8"), entry))
+        elif name and "unknown" not in name:
+            seen.add(name)
+    found = [entry for _, entry in sorted(exact, key=lambda pair: pair[0])] + nested
+    if not found:
+        raise SourceRefused(
+            subject, f"it has nothing for linux/{arch.debian}, only {', '.join(sorted(seen)) or 'nothing'}"
+        )
+    return found
+
+
+def _objects(value: object) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _same_domain(host: str, registry: str) -> bool:
+    """Whether `host` is the registry's own, or one beside or above it: auth.docker.io for registry-1.docker.io."""
+    name, own = (text.rsplit(":", 1)[0] for text in (host, registry))
+    parent = own.partition(".")[2]
+    return name == own or (
+        "." in parent and not parent.replace(".", "").isdigit() and f".{name}".endswith(f".{parent}")
+    )

@@ -1,0 +1,262 @@
+"""HTTP requests as a client makes them that believes nothing: bounded in time, size, hops and attempts.
+
+Redirects are followed here, one by one, so that no credential goes to another host (RFC 9110, 15.4), https never
+becomes http, and no body of a redirect is read. Answers of 429 and 5xx, cut connections and silence are tried again,
+and Retry-After is honoured; a name that does not resolve or a port that is closed is not tried again. Bodies are asked
+for as they are stored (`Accept-Encoding: identity`), because digests are of stored bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from systemfiles.foundation.digest import CHUNK
+from systemfiles.foundation.errors import SourceRefused
+from systemfiles.version import __version__
+
+log = logging.getLogger(__name__)
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_AGAIN = (408, 429, 500, 502, 503, 504)
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"systemfiles/{__version__}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a fetch may take: seconds, bytes a second, attempts."""
+
+    connect: float = 5.0
+    read: float = 30.0
+    total: float = 3600.0
+    slowest: float = 1024.0
+    """bytes a second, on average over any `read` seconds"""
+    attempts: int = 5
+    pause: float = 0.5
+    """seconds before the second attempt; doubled before each later one"""
+    longest_pause: float = 60.0
+    redirects: int = 10
+
+
+BOUNDS = Bounds()
+
+
+class Interrupted(Exception):
+    """A connection that broke, stayed silent, or trickled; trying again may help."""
+
+
+class Unreachable(Exception):
+    """No connection came about; trying again at once would not help."""
+
+
+class Answered(Exception):
+    """An answer that is no success: `status`, and how many seconds the origin asks to wait."""
+
+    def __init__(self, url: str, response: requests.Response) -> None:
+        super().__init__(f"HTTP {response.status_code} {response.reason or ''}".rstrip())
+        self.url = url
+        self.status = response.status_code
+        self.headers = response.headers
+        self.retry_after = _seconds(response.headers.get("Retry-After"))
+
+    @property
+    def temporary(self) -> bool:
+        return self.status in _AGAIN
+
+
+class Attempts:
+    """How often one thing may be tried, until when, and how long to wait in between."""
+
+    def __init__(self, bounds: Bounds, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.deadline = time.monotonic() + bounds.total
+        self._bounds = bounds
+        self._sleep = sleep
+        self._made = 0
+
+    def another(self, error: Exception) -> bool:
+        """Whether to try again after `error`; waits before it says yes."""
+        self._made += 1
+        pause = self._bounds.pause * 2 ** (self._made - 1)
+        if isinstance(error, Answered):
+            if not error.temporary:
+                return False
+            pause = error.retry_after if error.retry_after is not None else pause
+        elif not isinstance(error, Interrupted):
+            return False
+        late = time.monotonic() + pause > self.deadline
+        if late or self._made >= self._bounds.attempts or pause > self._bounds.longest_pause:
+            return False
+        log.info("trying again in %.1f s: %s", pause, error)
+        self._sleep(pause)
+        return True
+
+
+class Transport:
+    """Makes requests for one purpose; safe to share among threads."""
+
+    def __init__(self, bounds: Bounds = BOUNDS, *, proxies: Mapping[str, str] | None = None) -> None:
+        self.bounds = bounds
+        self._proxies = dict(proxies or {})
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        authorization: Callable[[str], str | None] = lambda url: None,
+        body: BinaryIO | bytes | None = None,
+    ) -> Iterator[requests.Response]:
+        """The answer to one request, its body not yet read; redirects are followed for GET and HEAD.
+
+        `authorization` is asked for each URL on the way. Raises Answered for 4xx and 5xx, SourceRefused for redirects
+        that are not followed, Interrupted, Unreachable.
+        """
+        response = self._follow(method, url, dict(headers or {}), authorization, body)
+        try:
+            if response.status_code >= 400:
+                raise Answered(url, response)
+            yield response
+        finally:
+            response.close()
+
+    def body(self, response: requests.Response, deadline: float) -> Iterator[bytes]:
+        """The body as it is sent, in pieces. Raises Interrupted when it breaks off, stalls or trickles."""
+        started, received = time.monotonic(), 0
+        try:
+            # read1 returns what is there, so that a trickle is seen and does not fill a buffer for hours
+            while piece := response.raw.read1(CHUNK, decode_content=False):
+                yield piece
+                received += len(piece)
+                now = time.monotonic()
+                if now > deadline:
+                    msg = f"it took longer than {self.bounds.total:g} s in all"
+                    raise Interrupted(msg)
+                if now - started > self.bounds.read:
+                    if received < self.bounds.slowest * (now - started):
+                        msg = f"only {received} bytes came in {now - started:.0f} s"
+                        raise Interrupted(msg)
+                    started, received = now, 0
+        except (HTTPError, requests.RequestException, OSError) as error:
+            raise Interrupted(reason(error)) from error
+
+    def _follow(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        authorization: Callable[[str], str | None],
+        body: BinaryIO | bytes | None,
+    ) -> requests.Response:
+        for _ in range(self.bounds.redirects + 1):
+            response = self._send(method, url, headers, authorization(url), body)
+            target = response.headers.get("Location")
+            if method not in ("GET", "HEAD") or response.status_code not in _REDIRECTS or target is None:
+                return response
+            response.close()
+            url = _next(url, target)
+        raise SourceRefused(url, f"it redirects more than {self.bounds.redirects} times")
+
+    def _send(
+        self, method: str, url: str, headers: dict[str, str], authorization: str | None, body: BinaryIO | bytes | None
+    ) -> requests.Response:
+        sent = {**_HEADERS, **headers, **({"Authorization": authorization} if authorization else {})}
+        try:
+            return self._session().request(
+                method,
+                url,
+                headers=sent,
+                data=body,
+                stream=True,
+                allow_redirects=False,
+                timeout=(self.bounds.connect, self.bounds.read),
+                proxies=self._proxies,
+                auth=_leave,
+            )
+        except (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError) as error:
+            raise Interrupted(reason(error)) from error
+        except requests.ConnectionError as error:
+            kind = Interrupted if isinstance(root_cause(error), ConnectionResetError | EOFError) else Unreachable
+            raise kind(reason(error)) from error
+        except (requests.RequestException, HTTPError, UnicodeError) as error:
+            raise SourceRefused(url, reason(error)) from error
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+        return session
+
+
+def host_of(url: str) -> str:
+    """Host and port of `url`, without a port that is the scheme's own."""
+    parts = urlsplit(url)
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    host = (parts.hostname or "").lower()
+    return host if parts.port in (None, usual) else f"{host}:{parts.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine."""
+    name = host.rsplit(":", 1)[0] if host.count(":") == 1 else host.strip("[]")
+    return name == "localhost" or name == "::1" or name.startswith("127.")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What lies under the layers of wrapping that `requests` and urllib3 put around an error."""
+    cause = error
+    while inner := cause.__cause__ or getattr(cause, "reason", None) or cause.__context__:
+        if not isinstance(inner, BaseException):
+            break
+        cause = inner
+    return cause
+
+
+def reason(error: Exception) -> str:
+    """Why a request failed, in a few words."""
+    if isinstance(error, requests.ConnectTimeout):
+        return "no connection came about in time"
+    if isinstance(error, requests.ReadTimeout | ReadTimeoutError):
+        return "it stayed silent for too long"
+    cause = root_cause(error)
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(cause) or type(cause).__name__
+
+
+def _next(url: str, target: str) -> str:
+    following = urljoin(url, target)
+    if urlsplit(following).scheme not in ("http", "https"):
+        raise SourceRefused(url, f"it redirects to {following[:200]!r}")
+    if url.startswith("https:") and following.startswith("http:"):
+        raise SourceRefused(url, f"it redirects from https to http ({host_of(following)})")
+    return following
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The value of a Retry-After header (RFC 9110, 10.2.3), a number or a date, as seconds from now."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _leave(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Keeps `requests` from adding a netrc entry of its own choice."""
+    return request
