@@ -17,8 +17,13 @@ _CONSOLE = {
     ("qemu", Arch.X86_64): "console=ttyS0",
     ("qemu", Arch.AARCH64): "console=ttyAMA0",
 }
-# Firecracker has no ACPI power-off: a reboot through the keyboard controller is how its guests end.
-_ENDING = {"cloud-hypervisor": "panic=1", "firecracker": "reboot=k panic=1 pci=off", "qemu": "panic=-1"}
+# A guest that panics is reset at once, so that its VMM sees it end. Firecracker has no ACPI power-off: its guests end
+# by a reset through the keyboard controller, which `reboot=k` tells the kernel and our init.
+_ENDING = {
+    "cloud-hypervisor": "quiet panic=-1",
+    "firecracker": "quiet reboot=k panic=-1 pci=off",
+    "qemu": "quiet panic=-1",
+}
 
 
 class KernelFile(NamedTuple):

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -31,13 +32,22 @@ def locked(path: Path, *, timeout: float | None = None) -> Iterator[None]:
     """
     make_dirs(path.parent)
     with storing(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        _share(fd, path.parent)
         _acquire(fd, path, timeout)
         _sign(fd)
         yield
     finally:
         os.close(fd)
+
+
+def _share(fd: int, directory: Path) -> None:
+    """Lets a group that may write to the directory take the lock too, whatever the umask."""
+    mode = 0o644 | stat.S_IMODE(directory.stat().st_mode) & stat.S_IWGRP
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        with contextlib.suppress(PermissionError):  # another user's file, who did it already
+            os.fchmod(fd, mode)
 
 
 def _acquire(fd: int, path: Path, timeout: float | None) -> None:

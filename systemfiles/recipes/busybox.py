@@ -16,6 +16,8 @@ _MOST_BYTES = 64 << 20
 _MACHINES = {Arch.X86_64: "EM_X86_64", Arch.AARCH64: "EM_AARCH64"}
 # the applet table: some hundred sorted names in a row, each ended by NUL
 _TABLE = re.compile(rb"(?:[a-z0-9\[_.-]+\0){50,}")
+_LANDMARK = b"\0mount\0"
+_LONGEST_TABLE = 16 << 10
 _ALWAYS_THERE = frozenset({"sh", "mount", "cat"})
 
 
@@ -37,10 +39,13 @@ def applets(binary: bytes) -> tuple[str, ...]:
 
     Raises InvalidArchive when no table of applets is found.
     """
-    for table in _TABLE.finditer(binary):
-        names = table[0].decode().split("\0")[:-1]
-        if set(names) >= _ALWAYS_THERE:
-            return tuple(sorted(names))
+    place = 0
+    while (place := binary.find(_LANDMARK, place + 1)) > 0:
+        # all of a binary takes the expression 40 ms
+        for table in _TABLE.finditer(binary, max(0, place - _LONGEST_TABLE), place + _LONGEST_TABLE):
+            names = table[0].decode().split("\0")[:-1]
+            if set(names) >= _ALWAYS_THERE:
+                return tuple(sorted(names))
     raise InvalidArchive(PATH, "it holds no table of applets: it is no busybox, or a newer one than is understood")
 
 

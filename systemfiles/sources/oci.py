@@ -217,7 +217,7 @@ class Repository:
             return stack.enter_context(self._send(method, url, headers, body))
         except Answered as error:
             if error.status == requests.codes.unauthorized:
-                raise SourceRefused(self.name, "it does not accept our credentials") from None
+                raise self._no_credentials() from None
             raise
 
     def _send(
@@ -242,8 +242,7 @@ class Repository:
             elif scheme.lower() == "bearer":
                 self._authorization = f"Bearer {self._fetch_token(dict(_CHALLENGE.findall(rest)))}"
             else:
-                hint = "log in to it (docker login), or see SYSTEMFILES_CREDENTIALS in the README"
-                raise SourceRefused(self.name, "it needs credentials and there are none for it", hint=hint)
+                raise self._no_credentials()
 
     def _fetch_token(self, challenge: Mapping[str, str]) -> str:
         realm = challenge.get("realm", "")
@@ -254,12 +253,16 @@ class Repository:
         # a registry may send us anywhere for a token; our password goes only to a host of the same domain
         credential = self._credential if _same_domain(host_of(realm), self._host) else None
         authorization = credential.header if credential else None
-        with self._transport.open(
-            "GET",
-            f"{realm}{'&' if urlsplit(realm).query else '?'}{query}",
-            authorization=lambda hop: authorization if host_of(hop) == host_of(realm) else None,
-        ) as response:
-            raw = self._read(response, _LARGEST_TOKEN)
+        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
+        try:
+            with self._transport.open(
+                "GET", url, authorization=lambda hop: authorization if host_of(hop) == host_of(realm) else None
+            ) as response:
+                raw = self._read(response, _LARGEST_TOKEN)
+        except Answered as error:
+            if error.status not in (requests.codes.unauthorized, requests.codes.forbidden):
+                raise
+            raise self._no_credentials() from None
         try:
             answer = json.loads(raw)
             token = answer.get("token") or answer["access_token"]
@@ -268,6 +271,14 @@ class Repository:
         if not isinstance(token, str) or not token.isprintable():
             raise SourceRefused(realm, "its answer holds no token")
         return token
+
+    def _no_credentials(self) -> SourceRefused:
+        problem = (
+            "it does not accept our credentials"
+            if self._credential
+            else "it needs credentials, and we have none for it"
+        )
+        return SourceRefused(self.name, problem, hint="docker login, or $SYSTEMFILES_CREDENTIALS (see the README)")
 
     def _read(self, response: requests.Response, limit: int) -> bytes:
         data = bytearray()

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-APPLETS = ("cat", "echo", "grep", "kill", "printf", "readlink", "sh", "sleep", "true")
+APPLETS = ("cat", "echo", "env", "grep", "kill", "printf", "readlink", "sh", "sleep", "true")
 
 
 def write_rootfs(path: Path, busybox: bytes) -> Path:

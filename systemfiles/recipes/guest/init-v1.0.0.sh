@@ -71,7 +71,11 @@ init() {
     switch_off
 }
 
+# forward SIGNAL: to the entrypoint, which may be about to start.
 forward() {
+    while ! [ -s /run/entrypoint ] && kill -0 "$reader" 2>/dev/null; do
+        sleep 0.02
+    done
     read -r pid 2>/dev/null </run/entrypoint && kill -s "$1" "$pid"
 }
 
@@ -114,8 +118,7 @@ load_modules() {
     while read -r module; do
         modules="$modules $module"
     done </etc/modules
-    # One process for all. The second way is for a failure, which needs a name, and for a busybox whose modprobe has no
-    # -a.
+    # One process loads them all. One by one is for a busybox whose modprobe lacks -a, and to name the one that fails.
     # shellcheck disable=SC2086 # a list of words
     modprobe -a $modules 2>/dev/null && return
     for module in $modules; do
@@ -123,7 +126,7 @@ load_modules() {
     done
 }
 
-# wait_for_disks SECONDS: of the guest's own time, which also a slow emulator keeps.
+# wait_for_disks SECONDS: by the guest's clock, so that a slow emulator shortens nothing.
 wait_for_disks() {
     read -r now _ </proc/uptime
     deadline=$((${now%.*} + $1))
@@ -183,7 +186,8 @@ refuse_what_is_to_come() {
 # New instances, not moved ones: init goes on to need those of the initrd.
 mount_kernel_file_systems_in_root() {
     for directory in /run/root/proc /run/root/sys /run/root/dev; do
-        [ -d "$directory" ] || mkdir "$directory" || fail "cannot make ${directory#/run/root}" 'see the line before'
+        [ -d "$directory" ] && continue
+        why=$(mkdir "$directory" 2>&1) || fail "cannot make ${directory#/run/root} in the root" "${why##*: }"
     done
     echo 'proc /run/root/proc proc nosuid,nodev,noexec
 sysfs /run/root/sys sysfs nosuid,nodev,noexec
@@ -211,7 +215,6 @@ enter_root() {
 ### run: from the image's root to the entrypoint ###
 
 run() {
-    init_run=/proc/1/root/run init_busybox=/proc/1/root/bin/busybox
     trap : HUP INT TERM # nor is a `kill -1` meant for the entrypoint's keeper
     read_config
     eval "set -- $ENVIRONMENT"
@@ -246,7 +249,7 @@ broken_config() {
 enter_workdir() {
     cd "$1" 2>/dev/null && return
     init_why=$("$init_busybox" mkdir -p "$1" 2>&1) || fail "cannot make the working directory $1" "${init_why##*: }"
-    cd "$1" || fail "cannot enter the working directory $1" 'see the line before'
+    cd "$1" || fail "cannot enter the working directory $1" 'it was made, and is not one'
 }
 
 # Sets init_program to a path with a slash, as a bare name may mean busybox's own applet to busybox.
@@ -255,7 +258,7 @@ find_program() {
     case $1 in
         */*) ;;
         *)
-            IFS=:
+            IFS=: && set -f
             for init_directory in $PATH; do
                 init_program=${init_directory:-.}/$1
                 [ -f "$init_program" ] && [ -x "$init_program" ] && break
@@ -277,10 +280,11 @@ start() {
     exec "$init_busybox" env -u SHLVL -u PWD -u OLDPWD -- "$@"
 }
 
-case ${1-} in
-    run) run "$@" ;;
-    *)
-        init_run=/run init_busybox=/bin/busybox PATH=/bin:/sbin
-        init
-        ;;
-esac
+# Not by its arguments: PID 1 has those that the kernel's command line gives it.
+if [ $$ -eq 1 ]; then
+    init_run=/run init_busybox=/bin/busybox PATH=/bin:/sbin
+    init
+else
+    init_run=/proc/1/root/run init_busybox=/proc/1/root/bin/busybox
+    run "$@"
+fi
