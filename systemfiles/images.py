@@ -12,7 +12,7 @@ from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Descriptor, Layou
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
 from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import IntegrityError, StoreError
+from systemfiles.foundation.errors import IntegrityError, StoreError, blaming
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.lockfile import PackagePin
 from systemfiles.foundation.paths import Paths
@@ -101,7 +101,8 @@ class Images:
                 hint=_FORGOTTEN,
                 progress=self._progress,
             )
-            data = layer_from_deb(package.path, arch)
+            with blaming(pin.url):
+                data = layer_from_deb(package.path, arch)
         layer = self._layout.add_bytes(data, LAYER)
         described = self._layout.add_bytes(image_config(arch, [layer]), IMAGE_CONFIG)
         annotations = {SOURCE: _identity(pin), "org.opencontainers.image.version": pin.version}

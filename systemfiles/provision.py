@@ -19,7 +19,7 @@ from systemfiles.content.store import Store, changes
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import AptBusybox, Catalog, KernelFile
 from systemfiles.foundation.digest import CHUNK, Digest
-from systemfiles.foundation.errors import IncompatiblePair, UnknownVersion, UsageError, VersionConflict
+from systemfiles.foundation.errors import IncompatiblePair, UnknownVersion, UsageError, VersionConflict, blaming
 from systemfiles.foundation.files import NewFile, scratch_dir, write_file
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.lockfile import InitrdPin, PackagePin, editing_lock
@@ -28,7 +28,7 @@ from systemfiles.foundation.progress import Progress, silent
 from systemfiles.foundation.units import human_size
 from systemfiles.images import Images
 from systemfiles.recipes.initrd import InitrdBuild, build_initrd, initrd_inputs
-from systemfiles.recipes.kernel import KernelBuild, kernel_from_deb, kernel_from_file
+from systemfiles.recipes.kernel import KernelBuild, build_kernel
 from systemfiles.rolling import Move, Rolling
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,8 @@ class Provisioner:
             if kept := self.store.kept(KERNEL, version, arch, inputs):
                 return Made(kept, "")
             with scratch_dir(self._paths.tmp) as work:
-                build = kernel_from_file(source.path, work, arch)
+                with blaming(path):
+                    build = build_kernel(source.path, work, arch)
                 return self._put_kernel(version, arch, build, source, inputs, {"added_from": path.name})
 
     def kept_initrd(self, name: str, kernel: Artifact, arch: Arch) -> Artifact | None:
@@ -227,7 +228,8 @@ class Provisioner:
                 progress=self._progress,
             )
             fetched = f"{human_size(new.size)} fetched and verified in {time.monotonic() - started:.1f} s"
-            build = (kernel_from_deb if package else kernel_from_file)(new.path, work, arch)
+            with blaming(url):
+                build = build_kernel(new.path, work, arch)
             origin = source.model_dump(exclude_none=True) | {"fetched_from": url}
             made = self._put_kernel(version, arch, build, new, _kernel_inputs(source) or {}, origin)
         return Made(made.artifact, f"{fetched} → {made.note}")

@@ -17,30 +17,27 @@ when); cpio(5). Names are UTF-8 in any locale; foreign bytes are kept as surroga
 from __future__ import annotations
 
 import os
-import re
 import stat
-import struct
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from systemfiles.foundation.digest import CHUNK
 from systemfiles.foundation.errors import InvalidArchive
 
+TRAILER = "TRAILER!!!"
+PATH_MAX = 4096  # with the NUL; the kernel skips entries with longer names or link targets
+MODE_MAX = 0o177777
+DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
+TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, *DEVICES, stat.S_IFIFO, stat.S_IFSOCK)
+
 _FORMAT = b"070701" + b"%08X" * 13
-_TRAILER = "TRAILER!!!"
-_HEADER_SIZE = 110
-_HEADER = re.compile(rb"070701([0-9A-Fa-f]{104})")
 _BLOCK = 512
 _WORD = 0xFFFFFFFF  # every header field is 32 bits wide, the size of a file too
-_PATH_MAX = 4096  # with the NUL; the kernel skips entries with longer names or link targets
 _NAME_MAX = 255
 _MAJOR_MAX, _MINOR_MAX = (1 << 12) - 1, (1 << 20) - 1  # include/linux/kdev_t.h
-
-_DEVICES = (stat.S_IFCHR, stat.S_IFBLK)
-_TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, *_DEVICES, stat.S_IFIFO, stat.S_IFSOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +61,6 @@ class Record:
     @property
     def type(self) -> int:
         return stat.S_IFMT(self.mode)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What `read` accepts: number of entries, and bytes in the whole archive."""
-
-    entries: int = 100_000
-    size: int = 1 << 30
 
 
 class Sink(Protocol):
@@ -158,7 +147,7 @@ def _add_parents(known: dict[str, Record]) -> None:
 def _check(record: Record) -> None:
     _check_name(record.name)
     kind, size = record.type, len(record.data) if isinstance(record.data, bytes) else None
-    if kind not in _TYPES or record.mode > 0o177777:
+    if kind not in TYPES or record.mode > MODE_MAX:
         _refuse(record.name, f"mode {record.mode:#o} is none that Linux knows")
     if record.hardlink and kind == stat.S_IFDIR:
         _refuse(record.name, "a directory has one name")
@@ -166,11 +155,11 @@ def _check(record: Record) -> None:
         if not 0 <= field <= _WORD:
             _refuse(record.name, f"{field} does not fit into 32 bits")
     major, minor = record.rdev
-    if not (0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX) or (any(record.rdev) and kind not in _DEVICES):
+    if not (0 <= major <= _MAJOR_MAX and 0 <= minor <= _MINOR_MAX) or (any(record.rdev) and kind not in DEVICES):
         _refuse(record.name, f"{major}:{minor} is no device number for it")
     if kind == stat.S_IFLNK and not record.hardlink:
-        if not isinstance(record.data, bytes) or not 0 < len(record.data) < _PATH_MAX or b"\0" in record.data:
-            _refuse(record.name, f"a link target has 1 to {_PATH_MAX - 1} bytes, none of them NUL")
+        if not isinstance(record.data, bytes) or not 0 < len(record.data) < PATH_MAX or b"\0" in record.data:
+            _refuse(record.name, f"a link target has 1 to {PATH_MAX - 1} bytes, none of them NUL")
     elif size != 0 and (kind != stat.S_IFREG or record.hardlink):
         _refuse(record.name, "only the first name of a regular file has content")
     if size is not None and size > _WORD:
@@ -179,8 +168,8 @@ def _check(record: Record) -> None:
 
 def _check_name(name: str) -> None:
     raw = _encode(name)
-    if len(raw) >= _PATH_MAX or b"\0" in raw or name == _TRAILER:
-        _refuse(name, f"names are shorter than {_PATH_MAX} bytes, without NUL, and not {_TRAILER}")
+    if len(raw) >= PATH_MAX or b"\0" in raw or name == TRAILER:
+        _refuse(name, f"names are shorter than {PATH_MAX} bytes, without NUL, and not {TRAILER}")
     for part in raw.split(b"/"):
         if part in (b"", b".", b"..") or len(part) > _NAME_MAX:
             _refuse(name, f"a name is a plain relative path of parts of at most {_NAME_MAX} bytes")
@@ -224,7 +213,7 @@ def write(records: Iterable[Record], stream: Sink) -> int:
         else:
             _add_file(out, record, inode, nlink, data)
         out.pad(4)
-    out.add(_header(Record(_TRAILER, 0), 0, 1, 0))
+    out.add(_header(Record(TRAILER, 0), 0, 1, 0))
     out.pad(_BLOCK)
     out.flush()
     return out.size
@@ -298,100 +287,3 @@ def _add_file(out: _Output, record: Record, inode: int, nlink: int, path: Path) 
         os.close(source)
     if left:
         raise InvalidArchive(path, "its size changed while it was copied")
-
-
-def read(stream: BinaryIO, *, limits: Limits | None = None) -> tuple[Record, ...]:
-    """The records of one uncompressed archive, in its order and with its names, all content in memory.
-
-    The first name of a hard-linked file has its content, wherever the archive keeps it. Names are as found: they may
-    be absolute or hold `..`, which `normalise` refuses. Raises InvalidArchive for whatever breaks the format or
-    `limits`, an archive without a trailer, and anything but zeros after it.
-    """
-    source = _Input(stream, limits or Limits())
-    records: list[Record] = []
-    firsts: dict[tuple[int, int, int], int] = {}
-    while (entry := _read_entry(source)) is not None:
-        inode, nlink, record = entry
-        if len(records) >= source.limits.entries:
-            source.refuse(f"it has more than {source.limits.entries} entries")
-        if nlink < 2 or record.type in (stat.S_IFDIR, stat.S_IFLNK):
-            records.append(record)
-            continue
-        first = firsts.setdefault(inode, len(records))
-        if first < len(records):
-            records[first] = _merge(source, records[first], record)
-            record = replace(records[first], name=record.name, data=b"", hardlink=records[first].name)
-        records.append(record)
-    source.expect_zeros()
-    return tuple(records)
-
-
-def _merge(source: _Input, first: Record, other: Record) -> Record:
-    if first.type != other.type or first.rdev != other.rdev:
-        source.refuse(f"{other.name!r} shares an inode with {first.name!r} but is of another type")
-    if first.data and other.data and first.data != other.data:
-        source.refuse(f"{other.name!r} and {first.name!r} are one file with two contents")
-    return replace(first, data=first.data or other.data)
-
-
-def _read_entry(source: _Input) -> tuple[tuple[int, int, int], int, Record] | None:
-    head = source.take(_HEADER_SIZE)
-    match = _HEADER.fullmatch(head)
-    if not match:
-        source.refuse(f"there is no newc header but {head[:6]!r}")
-    fields = struct.unpack(">13I", bytes.fromhex(match[1].decode()))
-    inode, mode, uid, gid, nlink, mtime, size, major, minor, rmajor, rminor, length, _ = fields
-    if not 2 <= length <= _PATH_MAX:
-        source.refuse(f"a name of {length} bytes")
-    name, end, rest = source.take(length).partition(b"\0")
-    if not name or not end or rest:
-        source.refuse("a name is not ended by its only NUL")
-    source.align()
-    if name == _TRAILER.encode() and not size:
-        return None
-    record = Record(name.decode("utf-8", "surrogateescape"), mode, b"", (rmajor, rminor), None, uid, gid, mtime)
-    if record.type not in _TYPES or mode > 0o177777:
-        source.refuse(f"{record.name!r} has mode {mode:#o}")
-    if size and record.type not in (stat.S_IFREG, stat.S_IFLNK):
-        source.refuse(f"{record.name!r} has content but is neither file nor link")
-    if record.type not in _DEVICES:
-        record = replace(record, rdev=(0, 0))
-    data = source.take(size)
-    source.align()
-    return (major, minor, inode), nlink, replace(record, data=data)
-
-
-class _Input:
-    """Takes exact amounts from a stream and never more than the limit."""
-
-    def __init__(self, stream: BinaryIO, limits: Limits) -> None:
-        self._stream = stream
-        self._subject = "cpio archive"
-        self.limits = limits
-        self.offset = 0
-
-    def refuse(self, problem: str) -> NoReturn:
-        raise InvalidArchive(self._subject, f"{problem} (at offset {self.offset})")
-
-    def take(self, count: int) -> bytes:
-        if self.offset + count > self.limits.size:
-            self.refuse(f"it is larger than {self.limits.size} bytes")
-        pieces = []
-        while count:
-            piece = self._stream.read(min(count, CHUNK))
-            if not piece:
-                self.refuse("it is truncated")
-            pieces.append(piece)
-            count -= len(piece)
-            self.offset += len(piece)
-        return b"".join(pieces)
-
-    def align(self) -> None:
-        if any(self.take(-self.offset % 4)):
-            self.refuse("padding is not zero")
-
-    def expect_zeros(self) -> None:
-        while piece := self._stream.read(CHUNK):
-            self.offset += len(piece)
-            if self.offset > self.limits.size or piece.strip(b"\0"):
-                self.refuse("there is something after the trailer")

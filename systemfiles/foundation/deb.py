@@ -1,25 +1,25 @@
 """Debian packages, read in one pass: an ar archive whose one data.tar member has the files (deb(5)).
 
-libarchive decompresses and reads the tar; nothing is unpacked to the disk here.
+libarchive reads the tar; nothing is unpacked to the disk here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from systemfiles.foundation.digest import CHUNK
-from systemfiles.foundation.errors import InvalidArchive, ToolMissing
+from systemfiles.foundation.archive import BadStream, Entry, entries
+from systemfiles.foundation.errors import InvalidArchive
+from systemfiles.foundation.unpack import Compression, Limits, Packed, unpacked
 
-LIBARCHIVE = "libarchive"
-INSTALL_LIBARCHIVE = "apt-get install libarchive13 (as root), or: doit setup"
 LARGEST_UNPACKED = 4 << 30
 MOST_ENTRIES = 200_000
+_COMPRESSIONS = (Compression.GZIP, Compression.XZ, Compression.ZSTD, Compression.BZIP2, Compression.LZMA)
+_LIMITS = Limits(2 * LARGEST_UNPACKED)  # of the tar itself: there are headers and padding, too
 _MAGIC = b"!<arch>\n"
 _HEADER = 60
 _DATA = re.compile(rb"data\.tar(\.[a-z0-9]+)?/?")
@@ -31,35 +31,22 @@ class DebFile:
 
     path: str
     size: int
-    _entry: Any
+    _package: Path
+    _entry: Entry
 
     def blocks(self) -> Iterator[bytes]:
-        """Its bytes, to be read before the next file is asked for."""
-        yield from self._entry.get_blocks(CHUNK)
+        """Its bytes, to be read before the next file is asked for. Raises InvalidArchive when they are damaged."""
+        with _as_invalid(self._package):
+            yield from self._entry.blocks()
 
     def read(self) -> bytes:
         return b"".join(self.blocks())
 
 
-class _Window(io.RawIOBase):
-    """A part of a file as a stream of its own."""
-
-    def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
-        self._stream = stream
-        self._left = size
-        stream.seek(start)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: self._left]
-        count: int = self._stream.readinto(view)  # type: ignore[attr-defined]
-        self._left -= count
-        return count
+def is_deb(path: Path) -> bool:
+    """Whether the file at `path` begins like a package."""
+    with path.open("rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC
 
 
 def read_deb(path: Path) -> Iterator[DebFile]:
@@ -67,38 +54,31 @@ def read_deb(path: Path) -> Iterator[DebFile]:
 
     Raises InvalidArchive for anything that is not a whole, well-formed package, and ToolMissing without libarchive.
     """
-    libarchive = import_libarchive()
-    with path.open("rb") as stream:
+    with path.open("rb") as stream, _as_invalid(path):
         start, size = _find_data(stream, path)
-        window = _Window(stream, start, size)
+        stream.seek(start)
+        packed = Packed(stream, length=size)
         with (
-            _as_invalid(path, libarchive),
-            libarchive.stream_reader(window, format_name="tar", block_size=CHUNK) as tar,
+            closing(unpacked(packed, packed.told(_COMPRESSIONS), _LIMITS, members=True)) as tar,
+            closing(entries(lambda _: next(tar, b""), format_name="tar")) as found,
         ):
             total = 0
-            for count, entry in enumerate(tar):
-                total += entry.size or 0
+            for count, entry in enumerate(found):
+                total += entry.size
                 if count >= MOST_ENTRIES or total > LARGEST_UNPACKED:
                     raise InvalidArchive(path, f"it holds more than {MOST_ENTRIES} entries or {LARGEST_UNPACKED} bytes")
-                if entry.isfile:
-                    yield DebFile(entry.pathname.removeprefix("./"), entry.size, entry)
+                if entry.is_file:
+                    yield DebFile(entry.name.removeprefix("./"), entry.size, path, entry)
+            for _ in tar:  # the padding, so that the last checksum is seen to be right
+                pass
 
 
-def import_libarchive() -> Any:
-    """The libarchive module. Raises ToolMissing where the host has no libarchive.so."""
-    try:
-        import libarchive
-    except (AttributeError, OSError, ImportError) as error:  # the binding fails in its own ways without the library
-        raise ToolMissing(LIBARCHIVE, hint=INSTALL_LIBARCHIVE) from error
-    return libarchive
-
-
-@contextlib.contextmanager
-def _as_invalid(path: Path, libarchive: Any) -> Iterator[None]:
+@contextmanager
+def _as_invalid(path: Path) -> Iterator[None]:
     try:
         yield
-    except libarchive.ArchiveError as error:
-        raise InvalidArchive(path, f"its data cannot be read ({error.msg})") from error
+    except BadStream as error:
+        raise InvalidArchive(path, f"its data cannot be read ({error})") from error
 
 
 def _find_data(stream: BinaryIO, path: Path) -> tuple[int, int]:

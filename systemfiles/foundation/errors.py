@@ -10,7 +10,8 @@ them, ready to print::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 
 Details = Iterable[tuple[str, object]]
 
@@ -170,6 +171,17 @@ class InvalidArchive(SystemFilesError):
         super().__init__(f"{subject} is refused: {problem}")
         self.subject = subject
         self.problem = problem
+
+
+@contextlib.contextmanager
+def blaming(subject: object) -> Iterator[None]:
+    """Lets errors about a working copy's content name `subject`, which is where it came from."""
+    try:
+        yield
+    except InvalidKernel as error:
+        raise InvalidKernel(subject, expected=error.expected, found=error.found) from error
+    except InvalidArchive as error:
+        raise InvalidArchive(subject, error.problem) from error
 
 
 class UnknownModule(SystemFilesError):

@@ -1,4 +1,4 @@
-"""The two files a VMM boots directly, and what a file is that is none of them.
+"""The two files a VMM boots directly.
 
 x86_64, an ELF `vmlinux`: ELF64, little-endian, EM_X86_64, with loadable segments and a note (owner "Xen", type 18,
 XEN_ELFNOTE_PHYS32_ENTRY) that holds the physical address of the PVH entry point (Xen, docs/misc/pvh.pandoc). VMMs look
@@ -25,19 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.bzimage import (
-    BZIMAGE,
-    DEFAULT_LIMITS,
-    KernelFile,
-    Limits,
-    Payload,
-    compression_of,
-    find_payload,
-    is_bzimage,
-    opened,
-    unpack,
-)
+from systemfiles.foundation.bzimage import DEFAULT_LIMITS, Limits, Payload, find_payload, unpack_payload
 from systemfiles.foundation.errors import InvalidKernel
+from systemfiles.foundation.kernelfile import IMAGE, VMLINUX, KernelFile, is_bzimage, opened, words_for
+from systemfiles.foundation.unpack import Compression
 
 _BOOTABLE = {
     Arch.X86_64: "an ELF vmlinux for x86_64 with a PVH entry note",
@@ -86,7 +77,7 @@ def bootable_form(
             return source, _check(file, arch)
         with scratch.open("xb") as destination:
             try:
-                unpack(file, payload, destination, limits)
+                unpack_payload(file, payload, destination, limits)
                 destination.flush()
                 return scratch, _check_unpacked(file, payload, scratch, arch)
             except BaseException:
@@ -94,20 +85,11 @@ def bootable_form(
                 raise
 
 
-def describe(path: Path) -> str:
-    """What `path` is, in words for a message: "an HTML page", "an ELF for aarch64". Raises OSError."""
-    try:
-        with opened(path, expected="a kernel") as file:
-            return _describe(file)
-    except InvalidKernel as not_a_file:
-        return not_a_file.found
-
-
 def _payload(file: KernelFile, arch: Arch) -> Payload | None:
     if arch is Arch.X86_64 and is_bzimage(file.head):
         return find_payload(file)
-    if arch is Arch.AARCH64 and compression_of(file.head) == "gzip":
-        return Payload("a gzip stream", "gzip", 0, file.size, None)
+    if arch is Arch.AARCH64 and Compression.of(file.head) is Compression.GZIP:
+        return Payload("a gzip stream", Compression.GZIP, 0, file.size, None)
     return None
 
 
@@ -116,7 +98,7 @@ def _check_unpacked(file: KernelFile, payload: Payload, unpacked: Path, arch: Ar
         image = check_kernel(unpacked, arch)
     except InvalidKernel as inner:
         file.refuse(f"{payload.words} that holds {inner.found}")
-    return replace(image, format="Image.gz" if arch is Arch.AARCH64 else f"bzImage ({payload.compression})")
+    return replace(image, format="Image.gz" if arch is Arch.AARCH64 else f"bzImage ({payload.compression.value})")
 
 
 def _check(file: KernelFile, arch: Arch) -> KernelImage:
@@ -127,7 +109,6 @@ def _check(file: KernelFile, arch: Arch) -> KernelImage:
 
 # --- x86_64: an ELF with a PVH note (System V ABI, "Object Files" and "Program Header") ---
 
-_VMLINUX = "an ELF for x86_64"
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _PHDR = struct.Struct("<IIQQQQQQ")
 _PT_LOAD = 1
@@ -135,7 +116,6 @@ _PT_NOTE = 4
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
 _SEGMENTS_LIMIT = 128  # kernels have about five
 _NOTES_LIMIT = 64 * 1024  # kernels have less than 1 KiB of them
-_MACHINES = {3: "i386", 8: "mips", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64", 243: "riscv"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +127,16 @@ class _Segment:
 
 
 def _check_vmlinux(file: KernelFile) -> KernelImage:
-    what = _describe(file)
-    if what != _VMLINUX:
+    what = words_for(file.head)
+    if what != VMLINUX:
         file.refuse(what)
     segments = _segments(file)
     loaded = [range(s.address, s.address + s.size) for s in segments if s.kind == _PT_LOAD and s.size]
     if not loaded:
-        file.refuse(f"{_VMLINUX} without a loadable segment")
+        file.refuse(f"{VMLINUX} without a loadable segment")
     entry = _pvh_entry(file, segments)
     if not any(entry in addresses for addresses in loaded):
-        file.refuse(f"{_VMLINUX} whose PVH entry {entry:#x} lies outside what it loads")
+        file.refuse(f"{VMLINUX} whose PVH entry {entry:#x} lies outside what it loads")
     return KernelImage(Arch.X86_64, "vmlinux", file.size, (("pvh_entry", f"{entry:#x}"),))
 
 
@@ -164,15 +144,15 @@ def _segments(file: KernelFile) -> list[_Segment]:
     """What the program headers say. The file must be long enough for them, for the section headers and the segments."""
     _, _, _, _, _, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = _EHDR.unpack_from(file.head)
     if phnum > _SEGMENTS_LIMIT:
-        file.refuse(f"{_VMLINUX} with {phnum} program headers")
+        file.refuse(f"{VMLINUX} with {phnum} program headers")
     if phnum and phentsize != _PHDR.size:
-        file.refuse(f"{_VMLINUX} whose program headers have {phentsize} bytes each")
-    file.require_size(_VMLINUX, max(phoff + phnum * phentsize, shoff + shnum * shentsize))
+        file.refuse(f"{VMLINUX} whose program headers have {phentsize} bytes each")
+    file.require_size(VMLINUX, max(phoff + phnum * phentsize, shoff + shnum * shentsize))
     segments = []
     for kind, _, offset, _, address, size, memory, _ in _PHDR.iter_unpack(file.read(phoff, phnum * phentsize)):
-        file.require_size(_VMLINUX, offset + size if size else 0)
+        file.require_size(VMLINUX, offset + size if size else 0)
         if kind == _PT_LOAD and size > memory:
-            file.refuse(f"{_VMLINUX} with a segment of {size} bytes for {memory} bytes of memory")
+            file.refuse(f"{VMLINUX} with a segment of {size} bytes for {memory} bytes of memory")
         segments.append(_Segment(kind, offset, address, size))
     return segments
 
@@ -181,17 +161,17 @@ def _pvh_entry(file: KernelFile, segments: list[_Segment]) -> int:
     """The address in the first PVH note that a PT_NOTE segment holds."""
     notes = [segment for segment in segments if segment.kind == _PT_NOTE]
     if sum(segment.size for segment in notes) > _NOTES_LIMIT:
-        file.refuse(f"{_VMLINUX} with more than {_NOTES_LIMIT} bytes of notes")
+        file.refuse(f"{VMLINUX} with more than {_NOTES_LIMIT} bytes of notes")
     for segment in notes:
         for note in _notes(file, file.read(segment.offset, segment.size)):
             if (note["n_name"], note["n_type"]) == ("Xen", _XEN_ELFNOTE_PHYS32_ENTRY):
                 return _address(file, note["n_descdata"])
-    file.refuse(f"{_VMLINUX} without a PVH entry note")
+    file.refuse(f"{VMLINUX} without a PVH entry note")
 
 
 def _address(file: KernelFile, value: bytes) -> int:
     if len(value) not in (4, 8):
-        file.refuse(f"{_VMLINUX} whose PVH entry note has {len(value)} bytes")
+        file.refuse(f"{VMLINUX} whose PVH entry note has {len(value)} bytes")
     return int.from_bytes(value, "little")
 
 
@@ -206,7 +186,7 @@ def _notes(file: KernelFile, data: bytes) -> Iterator[Any]:
     try:
         yield from iter_notes(notes, _EHDR.size, len(data))
     except (ELFError, ConstructError) as error:
-        file.refuse(f"{_VMLINUX} with damaged notes ({error})")
+        file.refuse(f"{VMLINUX} with damaged notes ({error})")
 
 
 # --- aarch64: a raw Image ---
@@ -218,18 +198,18 @@ _PE_CERTIFICATES = 112 + 4 * 8  # PE32+ optional header: its fifth data director
 
 
 def _check_image(file: KernelFile) -> KernelImage:
-    what = _describe(file)
-    if what != _IMAGE:
+    what = words_for(file.head)
+    if what != IMAGE:
         file.refuse(what)
-    file.require_size(_IMAGE, _IMAGE_HEADER)
+    file.require_size(IMAGE, _IMAGE_HEADER)
     text_offset, image_size, flags = struct.unpack_from("<QQQ", file.head, 8)
     if flags & 1:
         file.refuse("a big-endian arm64 Image")
     if image_size == 0:
         file.refuse("an arm64 Image without image_size (older than Linux 3.17)")
-    file.require_size(_IMAGE, max(_branch_target(file.head), _pe_end(file)))
+    file.require_size(IMAGE, max(_branch_target(file.head), _pe_end(file)))
     if file.size > image_size:
-        file.refuse(f"{_IMAGE} of {file.size} bytes, more than the {image_size} its header allows")
+        file.refuse(f"{IMAGE} of {file.size} bytes, more than the {image_size} its header allows")
     page_size = ("unspecified", "4K", "16K", "64K")[flags >> 1 & 3]
     facts = (("image_size", image_size), ("text_offset", text_offset), ("page_size", page_size))
     return KernelImage(Arch.AARCH64, "Image", file.size, facts)
@@ -253,12 +233,12 @@ def _pe_end(file: KernelFile) -> int:
     (start,) = struct.unpack_from("<I", file.head, 0x3C)
     header = file.read(start, 24)
     if len(header) < 24 or header[:4] != b"PE\0\0":
-        file.refuse(f"{_IMAGE} whose PE header is missing")
+        file.refuse(f"{IMAGE} whose PE header is missing")
     machine, sections, _, _, _, optional_size, _ = struct.unpack_from("<HHIIIHH", header, 4)
     if machine != _PE_MACHINE_ARM64:
-        file.refuse(f"{_IMAGE} whose PE header is for machine {machine:#x}")
+        file.refuse(f"{IMAGE} whose PE header is for machine {machine:#x}")
     table = start + 24 + optional_size
-    file.require_size(_IMAGE, table + 40 * sections)
+    file.require_size(IMAGE, table + 40 * sections)
     ends: list[int] = [
         size + offset for size, offset in struct.iter_unpack("<16xII16x", file.read(table, 40 * sections))
     ]
@@ -267,70 +247,3 @@ def _pe_end(file: KernelFile) -> int:
         offset, size = struct.unpack_from("<II", optional, _PE_CERTIFICATES)
         ends.append(offset + size)
     return max(ends, default=0)
-
-
-# --- what else it may be ---
-
-_IMAGE = "an arm64 Image"
-_KNOWN = (
-    (0x38, b"ARM\x64", _IMAGE),
-    (0x38, b"RSC\x05", "a riscv Image"),
-    (0x24, b"\x18\x28\x6f\x01", "a zImage for 32-bit arm"),
-    (0, b"MZ", "an EFI or Windows program"),
-    (0, b"!<arch>\ndebian-binary", "a Debian package (.deb)"),
-    (0, b"!<arch>\n", "an ar archive"),
-    (0, b"\xed\xab\xee\xdb", "an RPM package"),
-    (0, b"PK\x03\x04", "a zip archive"),
-    (257, b"ustar", "a tar archive"),
-    (0, b"070701", "a cpio archive (an initrd?)"),
-    (0, b"\xd0\x0d\xfe\xed", "a device tree or a U-Boot FIT image"),
-    (0, b"\x27\x05\x19\x56", "a U-Boot image"),
-    (0, b"QFI\xfb", "a qcow2 disk image"),
-    (0, b"hsqs", "a squashfs file system"),
-    (0, b"version https://git-lfs.", "a Git LFS pointer, not the file it stands for"),
-)
-
-
-def _describe(file: KernelFile) -> str:
-    head = file.head
-    if not head:
-        return "an empty file"
-    if is_bzimage(head):
-        return BZIMAGE
-    if head[4:8] == b"zimg" and head.startswith(b"MZ"):
-        return f"an EFI zboot image ({_printable(head[24:32]) or 'of an unknown compression'})"
-    if head.startswith(b"\x7fELF"):
-        return _describe_elf(head)
-    for offset, magic, words in _KNOWN:
-        if head.startswith(magic, offset):
-            return words
-    compression = compression_of(head)
-    return f"data compressed as {compression}" if compression else _describe_text(head)
-
-
-def _describe_elf(head: bytes) -> str:
-    if len(head) < _EHDR.size:
-        return "an ELF, but truncated within its header"
-    if head[5] != 1:
-        return "a big-endian ELF"
-    kind, machine = struct.unpack_from("<HH", head, 16)
-    name = _MACHINES.get(machine, f"machine {machine}")
-    if head[4] != 2:
-        return f"a 32-bit ELF for {name}"
-    if kind not in (2, 3):
-        return f"an ELF for {name} that is {'an object file (a module?)' if kind == 1 else 'no executable'}"
-    return f"an ELF for {name}"
-
-
-def _describe_text(head: bytes) -> str:
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start[:16].lower().startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page (a proxy's or a login page?)"
-    if not all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head[:256]):
-        return f"data that begins with {head[:16].hex(' ')}"
-    line = _printable(start.split(b"\n")[0][:60])
-    return f"a script ({line})" if start.startswith(b"#!") else f"text that begins with {line!r}"
-
-
-def _printable(raw: bytes) -> str:
-    return "".join(chr(byte) for byte in raw if 32 <= byte < 127)

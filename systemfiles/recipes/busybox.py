@@ -70,7 +70,7 @@ def _check_static(binary: bytes, package: Path, arch: Arch) -> None:
     try:
         elf = ELFFile(io.BytesIO(binary))
         machine, dynamic = elf["e_machine"], any(part["p_type"] == "PT_INTERP" for part in elf.iter_segments())
-    except ELFError as error:
+    except (ELFError, ValueError, ArithmeticError, LookupError) as error:  # elftools believes every offset it reads
         raise InvalidArchive(package, f"its /{PATH} is not a program ({error})") from error
     if machine != _MACHINES[arch]:
         raise InvalidArchive(package, f"its /{PATH} is for {machine}, not for {arch}")

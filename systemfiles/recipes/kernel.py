@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.deb import DebFile, read_deb
-from systemfiles.foundation.errors import InvalidKernel
+from systemfiles.foundation.deb import DebFile, is_deb, read_deb
+from systemfiles.foundation.errors import InvalidArchive, InvalidKernel
 from systemfiles.foundation.kernelimage import KernelImage, bootable_form
-from systemfiles.recipes.kmod import Modinfo, ModuleIndex, build_index, read_modinfo, unpack_module
+from systemfiles.recipes.kmod import ModuleIndex, build_index
+from systemfiles.recipes.modinfo import MODULE_MAX, Modinfo, read_modinfo, unpack_module
 
 _MODULE = re.compile(r"(?:usr/)?lib/modules/(?P<release>[^/]+)/(?P<path>kernel/.+\.ko(?:\.[a-z]+)?)")
 _BUILTIN = re.compile(r"(?:usr/)?lib/modules/[^/]+/modules\.builtin")
@@ -34,14 +35,20 @@ class KernelBuild:
     release: str | None = None
 
 
-def kernel_from_file(source: Path, work: Path, arch: Arch) -> KernelBuild:
-    """The bootable form of `source`: itself when it is one, else unpacked into `work`. Raises InvalidKernel."""
+def build_kernel(source: Path, work: Path, arch: Arch) -> KernelBuild:
+    """The kernel in `source`: a vmlinux, bzImage, Image, Image.gz, or a distribution's package with one.
+
+    What had to be unpacked is in `work`. Raises InvalidKernel, InvalidArchive, ToolMissing.
+    """
+    return (_from_package if is_deb(source) else _from_image)(source, work, arch)
+
+
+def _from_image(source: Path, work: Path, arch: Arch) -> KernelBuild:
     path, image = bootable_form(source, work / arch.kernel_file, arch)
     return KernelBuild(path, image)
 
 
-def kernel_from_deb(package: Path, work: Path, arch: Arch) -> KernelBuild:
-    """The kernel and modules of a distribution's package. Raises InvalidArchive, InvalidKernel, ToolMissing."""
+def _from_package(package: Path, work: Path, arch: Arch) -> KernelBuild:
     image = work / "image"
     modules = _ModuleSpool(work / "modules.spool")
     builtin = ""
@@ -54,7 +61,7 @@ def kernel_from_deb(package: Path, work: Path, arch: Arch) -> KernelBuild:
             _write(image, member.blocks())
     if not image.exists():
         raise InvalidKernel(package, expected="a kernel package", found="a package without /boot/vmlinuz-…")
-    build = kernel_from_file(image, work, arch)
+    build = _from_image(image, work, arch)
     if modules.release is None:
         return build
     index = build_index(modules.release, modules.modinfos, builtin)
@@ -76,6 +83,8 @@ class _ModuleSpool:
         if self.release not in (None, release):
             raise InvalidKernel(path, expected=f"modules of {self.release}", found=f"modules of {release}")
         self.release = release
+        if member.size > MODULE_MAX:
+            raise InvalidArchive(path, f"a module of {member.size} bytes; at most {MODULE_MAX} are read")
         # stored plain: an initrd is compressed as a whole, and busybox's modprobe reads no .zst
         data = unpack_module(member.read(), name=path)
         path = path[: path.index(".ko")] + ".ko"

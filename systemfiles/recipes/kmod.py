@@ -7,55 +7,27 @@
     modules.alias    alias fs-erofs erofs
     modules.builtin  kernel/fs/ext4/ext4.ko                                 (the kernel's own, as its package has it)
 
-A module's name is its file's without suffix, `-` written `_`; both spellings mean the same everywhere. The facts are
-in each module's ELF section .modinfo, a run of NUL-ended `key=value`.
-
-Sources: modules.dep(5), depmod.d(5), modprobe.d(5) "softdep"; Linux include/linux/module.h (MODULE_INFO).
+Sources: modules.dep(5), depmod.d(5), modprobe.d(5) "softdep".
 """
 
 from __future__ import annotations
 
-import io
-import lzma
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from systemfiles.foundation.errors import InvalidArchive, UnknownModule
-from systemfiles.recipes.layers import zstd_blocks
+from systemfiles.recipes.modinfo import Modinfo, module_name, normal_name, parse_softdep
 
-MODULE_MAX = 128 << 20
-"""Bytes a module may have, decompressed."""
-
-_SECTIONS_MAX = 0xFF00  # SHN_LORESERVE; more would need one more indirection, and no module has a tenth
-_XZ_MEMORY = 256 << 20
 _CIRCLES_MAX = 100
-_SUFFIX = re.compile(r"\.ko(?:\.(?:gz|xz|zst))?$")
 _PATH = re.compile(r"(?!/)[^\s:#\x00]+")
-_WORD = re.compile(r"[!-~]+")
-_PATTERN = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _WILD = re.compile(r"[][*?]")
-_HYPHEN = re.compile(r"\[[^]]*\]|-")  # a range in brackets is no hyphen
 
 DEP, SOFTDEP, ALIAS, BUILTIN = "modules.dep", "modules.softdep", "modules.alias", "modules.builtin"
-
-
-@dataclass(frozen=True, slots=True)
-class Modinfo:
-    """What a module says of itself. `release` is the kernel it was built for, "" when it does not say."""
-
-    name: str
-    depends: tuple[str, ...] = ()
-    softdeps_pre: tuple[str, ...] = ()
-    softdeps_post: tuple[str, ...] = ()
-    aliases: tuple[str, ...] = ()
-    release: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +59,7 @@ class ModuleIndex:
             words = line.split()
             if len(words) < 2 or words[0] != "softdep":
                 _refuse(SOFTDEP, f"{line[:200]!r} is no softdep")
-            pre, post = _softdep(words[2:])
+            pre, post = parse_softdep(words[2:])
             before, after = softdeps.get(words[1], ((), ()))
             softdeps[words[1]] = (before + pre, after + post)
         aliases = []
@@ -128,98 +100,6 @@ class ModuleIndex:
         return self
 
 
-def module_name(path: str) -> str:
-    """The name of the module in the file `path`."""
-    return _normal(_SUFFIX.sub("", PurePosixPath(path).name))
-
-
-def read_modinfo(data: bytes | Path, *, name: str | None = None) -> Modinfo:
-    """What the module in `data`, plain or compressed as `unpack_module` takes it, says of itself.
-
-    `name` is its path for messages, and names a module that does not name itself. Raises InvalidArchive, ToolMissing.
-    """
-    subject = name or (str(data) if isinstance(data, Path) else "kernel module")
-    raw = unpack_module(data.read_bytes() if isinstance(data, Path) else data, name=subject)
-    facts: dict[str, list[str]] = {}
-    for item in _modinfo_section(raw, subject).split(b"\0"):
-        key, _, value = item.decode("utf-8", "surrogateescape").partition("=")
-        facts.setdefault(key, []).append(value)
-    softdeps = [_softdep(value.split()) for value in facts.get("softdep", ())]
-    info = Modinfo(
-        name=_normal(facts.get("name", [module_name(subject)])[0]),
-        depends=tuple(need for value in facts.get("depends", ()) for need in value.split(",") if need),
-        softdeps_pre=tuple(word for pre, _ in softdeps for word in pre),
-        softdeps_post=tuple(word for _, post in softdeps for word in post),
-        aliases=tuple(facts.get("alias", ())),
-        release=facts.get("vermagic", [""])[0].partition(" ")[0],
-    )
-    words = (info.name, *info.depends, *info.softdeps_pre, *info.softdeps_post)
-    wrong = [word for word in words if not _WORD.fullmatch(word)]
-    wrong += [alias for alias in info.aliases if not _PATTERN.fullmatch(alias)]
-    if wrong:
-        _refuse(subject, f"its .modinfo holds {wrong[0][:200]!r} as a name")
-    return info
-
-
-def _modinfo_section(raw: bytes, subject: str) -> bytes:
-    from elftools.common.exceptions import ELFError  # 44 ms, and only making a kernel needs it
-    from elftools.elf.constants import SH_FLAGS
-    from elftools.elf.elffile import ELFFile
-
-    try:
-        elf = ELFFile(io.BytesIO(raw))
-        if elf.num_sections() > _SECTIONS_MAX:
-            _refuse(subject, "it has too many sections for a kernel module")
-        section = elf.get_section_by_name(".modinfo")
-    except (ELFError, ValueError, ArithmeticError, LookupError) as error:
-        raise InvalidArchive(subject, f"it is no ELF file ({error})") from error
-    if section is None:
-        _refuse(subject, "it has no section .modinfo, so it is no kernel module")
-    start, size = section["sh_offset"], section["sh_size"]
-    # cut out by hand: elftools would expand a section without bits or with compressed ones to whatever size it claims
-    plain = section["sh_type"] == "SHT_PROGBITS" and not section["sh_flags"] & SH_FLAGS.SHF_COMPRESSED
-    if not plain or start + size > len(raw):
-        _refuse(subject, "its section .modinfo is not inside the file")
-    return raw[start : start + size]
-
-
-def unpack_module(data: bytes, *, name: str = "kernel module") -> bytes:
-    """The plain .ko of a module that may be compressed with gzip, xz or zstd, told by its first bytes.
-
-    Raises InvalidArchive for damaged data and for more than MODULE_MAX bytes, ToolMissing for zstd without libarchive.
-    """
-    unpacker: Any
-    if data.startswith(b"\x1f\x8b"):
-        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    elif data.startswith(b"\xfd7zXZ\0"):
-        unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-    elif data.startswith(b"\x28\xb5\x2f\xfd"):
-        unpacker = _Zstd()
-    else:
-        return data
-    try:
-        plain: bytes = unpacker.decompress(data, MODULE_MAX + 1)
-    except (zlib.error, lzma.LZMAError) as error:
-        raise InvalidArchive(name, f"its compressed data is damaged ({error})") from error
-    if len(plain) > MODULE_MAX or not unpacker.eof:
-        _refuse(name, f"it is truncated, or larger than {MODULE_MAX} bytes")
-    return plain
-
-
-class _Zstd:
-    """Decompresses as the standard library's objects do. libarchive tells by itself when data is cut."""
-
-    eof = True
-
-    def decompress(self, data: bytes, most: int) -> bytes:
-        out = bytearray()
-        for block in zstd_blocks(io.BytesIO(data)):
-            out += block
-            if len(out) >= most:
-                break
-        return bytes(out)
-
-
 def build_index(release: str, modules: Mapping[str, Modinfo], builtin: str) -> ModuleIndex:
     """The index of a kernel's modules by path (relative to lib/modules/<release>) and its modules.builtin text.
 
@@ -233,7 +113,7 @@ def build_index(release: str, modules: Mapping[str, Modinfo], builtin: str) -> M
     for path, info in sorted(modules.items()):
         if info.release not in ("", release):
             _refuse(subject, f"{path} was built for {info.release}")
-        names = [_normal(need) for need in info.depends]
+        names = [normal_name(need) for need in info.depends]
         if missing := [name for name in names if name not in paths and name not in built]:
             _refuse(subject, f"{path} needs {', '.join(missing)}, which is not there")
         direct[path] = {paths[name] for name in names if name in paths}
@@ -316,13 +196,13 @@ class _Finder:
         # most patterns are told apart by how they begin; matching is 100 times slower
         self._aliases = [
             (_WILD.split(pattern, maxsplit=1)[0], pattern, self._paths[name])
-            for pattern, name in ((_normal(pattern), _normal(name)) for pattern, name in index.aliases)
+            for pattern, name in ((normal_name(pattern), normal_name(name)) for pattern, name in index.aliases)
             if name in self._paths
         ]
 
     def find(self, name: str) -> tuple[str, ...] | None:
         """The paths that a name or alias stands for, none of them when it is built in. None: unknown."""
-        name = _normal(name)
+        name = normal_name(name)
         if name in self._paths:
             return (self._paths[name],)
         if name in self._built:
@@ -355,22 +235,6 @@ def _load_order(hard: Mapping[str, set[str]], soft: Mapping[str, set[str]], *, s
         for first, then in dropped:
             wishes[then].remove(first)
     _refuse(subject, f"its soft dependencies form more than {_CIRCLES_MAX} circles")
-
-
-def _softdep(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What follows `pre:` and what follows `post:`. Words before either mean nothing, as for modprobe."""
-    lists: dict[str, list[str]] = {"": [], "pre:": [], "post:": []}
-    side = ""
-    for word in words:
-        if word in ("pre:", "post:"):
-            side = word
-        else:
-            lists[side].append(word)
-    return tuple(lists["pre:"]), tuple(lists["post:"])
-
-
-def _normal(name: str) -> str:
-    return _HYPHEN.sub(lambda found: "_" if found[0] == "-" else found[0], name) if "-" in name else name
 
 
 def _lines(text: str) -> tuple[str, ...]:

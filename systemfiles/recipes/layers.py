@@ -16,22 +16,19 @@ guest has its own.
 
 from __future__ import annotations
 
-import gzip
-import io
 import stat
 import tarfile
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NoReturn
 
-from systemfiles.foundation import cpio
-from systemfiles.foundation.deb import import_libarchive
-from systemfiles.foundation.digest import CHUNK
+from systemfiles.foundation import cpio, unpack
+from systemfiles.foundation.archive import BadStream, Fault
 from systemfiles.foundation.errors import InvalidArchive
+from systemfiles.foundation.unpack import Compression, Packed, unpacked
 
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_COMPRESSIONS = (Compression.GZIP, Compression.ZSTD)
 _WHITEOUT, _OPAQUE, _AUFS = ".wh.", ".wh..wh..opq", ".wh..wh."
 _PATH_MAX = 4096
 _SYMLINKS_MAX = 40  # as many as the kernel follows in one path
@@ -310,68 +307,33 @@ class _Unpacked:
     """The decompressed bytes of a layer, counted against the limits."""
 
     def __init__(self, layer: BinaryIO, tree: _Tree) -> None:
+        packed = Packed(layer)
+        left = unpack.Limits(tree.limits.size - tree.size, tree.limits.ratio, _RATIO_FREE)
         self._tree = tree
-        self._packed = _Counted(layer)
-        self._blocks = _blocks(io.BufferedReader(self._packed, CHUNK))
-        self._size = 0
+        self._pieces = unpacked(packed, packed.told(_COMPRESSIONS), left, piece=_PIECE, members=True)
         self._ends = 0
 
     def read(self, _size: int) -> bytes:
         """The next piece, of any length: tarfile's stream mode keeps what it has not asked for."""
         try:
-            data = next(self._blocks, b"")
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            self._tree.refuse(f"its compressed data is damaged ({error})")
-        self._size += len(data)
+            data = next(self._pieces, b"")
+        except BadStream as error:
+            self._tree.refuse(_problem(error, self._tree.limits))
         self._tree.size += len(data)
         self._ends += not data
-        limits = self._tree.limits
-        if self._tree.size > limits.size:
-            self._tree.refuse(f"the image unpacks to more than {limits.size} bytes")
-        if self._size > max(_RATIO_FREE, limits.ratio * self._packed.count):
-            self._tree.refuse(f"it unpacks to more than {limits.ratio} times its size")
         if self._ends > _ENDS_MAX:
             self._tree.refuse("it is truncated")
         return data
 
     def drain(self) -> None:
         """Reads what follows the archive, so that the last checksum is seen to be right."""
-        while self.read(CHUNK):
+        while self.read(_PIECE):
             pass
 
 
-class _Counted(io.RawIOBase):
-    """Passes a stream on and counts it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.count = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self.count += len(data)
-        return len(data)
-
-
-def _blocks(packed: io.BufferedReader) -> Iterator[bytes]:
-    head = packed.peek(4)[:4]
-    if head == _ZSTD:
-        return zstd_blocks(packed)
-    stream = gzip.GzipFile(fileobj=packed) if head.startswith(_GZIP) else packed
-    return iter(lambda: stream.read(_PIECE), b"")
-
-
-def zstd_blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """The decompressed content of a zstd stream, piece by piece. Raises InvalidArchive, ToolMissing."""
-    libarchive = import_libarchive()
-    try:
-        with libarchive.stream_reader(stream, "raw", "zstd", block_size=_PIECE) as archive:
-            for entry in archive:
-                yield from entry.get_blocks(_PIECE)
-    except libarchive.ArchiveError as error:
-        subject = "zstd stream"
-        raise InvalidArchive(subject, f"its data is damaged ({error.msg})") from error
+def _problem(error: BadStream, limits: Limits) -> str:
+    if error.fault is Fault.SIZE:
+        return f"the image unpacks to more than {limits.size} bytes"
+    if error.fault is Fault.RATIO:
+        return f"it unpacks to more than {limits.ratio} times its size"
+    return f"its compressed data is damaged ({error})"

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from systemfiles.foundation import cpio
-from systemfiles.foundation.cpio import Limits, Record
+from systemfiles.foundation import cpio, cpioreader
+from systemfiles.foundation.cpio import Record
+from systemfiles.foundation.cpioreader import Limits
 from systemfiles.foundation.errors import InvalidArchive
 
 EVERY_KIND = [
@@ -158,7 +159,7 @@ def test_what_gnu_cpio_writes_is_read(tmp_path: Path) -> None:
     done = subprocess.run(
         ["cpio", "-oH", "newc", "--quiet"], input=names, cwd=tmp_path, capture_output=True, check=True
     )
-    records = [replace(record, uid=0, gid=0, mtime=0) for record in cpio.read(io.BytesIO(done.stdout))]
+    records = [replace(record, uid=0, gid=0, mtime=0) for record in cpioreader.read(io.BytesIO(done.stdout))]
     assert records[1:] == [
         Record("dir/one", stat.S_IFREG | 0o751, b"content"),
         Record("dir/two", stat.S_IFREG | 0o751, hardlink="dir/one"),
@@ -173,7 +174,7 @@ def test_content_in_the_first_name_of_a_hard_link_is_read_too() -> None:
     head, busybox, sh, tail = GOLDEN[:first], GOLDEN[first:second], GOLDEN[second:-1], GOLDEN[-1:]
     busybox = busybox[:54] + b"00000005" + busybox[62:] + b"abcde\0\0\0"
     sh = sh[:54] + b"00000000" + sh[62:].replace(b"abcde\0\0\0", b"", 1)
-    assert cpio.read(io.BytesIO(head + busybox + sh + tail)) == cpio.normalise(EVERY_KIND)
+    assert cpioreader.read(io.BytesIO(head + busybox + sh + tail)) == cpio.normalise(EVERY_KIND)
 
 
 def test_missing_parents_are_added_before_their_children() -> None:
@@ -289,15 +290,15 @@ def test_content_larger_than_any_buffer_survives(tmp_path: Path) -> None:
     content = os.urandom((5 << 20) + 3)
     (tmp_path / "file").write_bytes(content)
     archive = written(cpio.file("a", content), cpio.file("b", tmp_path / "file"), cpio.file("c", b"end"))
-    assert [record.data for record in cpio.read(io.BytesIO(archive))] == [content, content, b"end"]
+    assert [record.data for record in cpioreader.read(io.BytesIO(archive))] == [content, content, b"end"]
 
 
 def test_an_archive_cut_before_its_end_is_refused() -> None:
     whole = len(GOLDEN.rstrip(b"\0")) + 4  # the trailer's padding
     for length in range(whole):
         with pytest.raises(InvalidArchive):
-            cpio.read(io.BytesIO(GOLDEN[:length]))
-    assert cpio.read(io.BytesIO(GOLDEN[:whole])) == cpio.normalise(EVERY_KIND)
+            cpioreader.read(io.BytesIO(GOLDEN[:length]))
+    assert cpioreader.read(io.BytesIO(GOLDEN[:whole])) == cpio.normalise(EVERY_KIND)
 
 
 @pytest.mark.parametrize(
@@ -319,22 +320,22 @@ def test_an_archive_cut_before_its_end_is_refused() -> None:
 )
 def test_a_damaged_header_is_refused(old: bytes, new: bytes) -> None:
     with pytest.raises(InvalidArchive):
-        cpio.read(io.BytesIO(GOLDEN.replace(old, new, 1)))
+        cpioreader.read(io.BytesIO(GOLDEN.replace(old, new, 1)))
 
 
 def test_anything_after_the_trailer_is_refused() -> None:
     with pytest.raises(InvalidArchive, match="after the trailer"):
-        cpio.read(io.BytesIO(GOLDEN + b"\0" * 5000 + b"x"))
-    assert cpio.read(io.BytesIO(GOLDEN + b"\0" * 5000)) == cpio.normalise(EVERY_KIND)
+        cpioreader.read(io.BytesIO(GOLDEN + b"\0" * 5000 + b"x"))
+    assert cpioreader.read(io.BytesIO(GOLDEN + b"\0" * 5000)) == cpio.normalise(EVERY_KIND)
 
 
 def test_more_than_the_limits_is_refused_before_it_is_read() -> None:
     with pytest.raises(InvalidArchive, match="8 entries"):
-        cpio.read(io.BytesIO(GOLDEN), limits=Limits(entries=8))
+        cpioreader.read(io.BytesIO(GOLDEN), limits=Limits(entries=8))
     with pytest.raises(InvalidArchive, match="1000 bytes"):
-        cpio.read(io.BytesIO(GOLDEN), limits=Limits(size=1000))
+        cpioreader.read(io.BytesIO(GOLDEN), limits=Limits(size=1000))
     with pytest.raises(InvalidArchive, match="larger than"):
-        cpio.read(io.BytesIO(GOLDEN.replace(b"0000000A", b"FFFFFFF0", 1)))
+        cpioreader.read(io.BytesIO(GOLDEN.replace(b"0000000A", b"FFFFFFF0", 1)))
 
 
 def test_two_contents_of_one_file_are_refused() -> None:
@@ -343,12 +344,12 @@ def test_two_contents_of_one_file_are_refused() -> None:
     other = GOLDEN[start:end]
     other = other[:54] + b"00000005" + other[62:] + b"other\0\0\0"
     with pytest.raises(InvalidArchive, match="two contents"):
-        cpio.read(io.BytesIO(GOLDEN[:start] + other + GOLDEN[end:]))
+        cpioreader.read(io.BytesIO(GOLDEN[:start] + other + GOLDEN[end:]))
 
 
 def test_names_that_are_not_utf_8_survive() -> None:
     archive = GOLDEN.replace(b"gr\xc3\xbc\xc3\x9fe", b"gr\xfc\xdf\x00e"[:4] + b"\xfe\xffe")
-    records = cpio.read(io.BytesIO(archive))
+    records = cpioreader.read(io.BytesIO(archive))
     assert records[6].name.encode("utf-8", "surrogateescape") == b"gr\xfc\xdf\xfe\xffe"
     assert written(*records) == archive
 
@@ -376,7 +377,7 @@ def test_what_was_written_is_what_is_read(entries: list[tuple[str, bytes, int, i
         else:
             records[name] = cpio.file(name, data, mode=mode)
     normal = cpio.normalise(records.values())
-    assert cpio.read(io.BytesIO(written(*records.values()))) == normal == cpio.normalise(reversed(normal))
+    assert cpioreader.read(io.BytesIO(written(*records.values()))) == normal == cpio.normalise(reversed(normal))
 
 
 @settings(max_examples=150, deadline=None)
@@ -387,7 +388,7 @@ def test_arbitrary_damage_gives_records_or_one_typed_error(damage: list[tuple[in
         archive[place] = value
     for stream in (bytes(archive), junk, GOLDEN[:110] + junk):
         try:
-            records = cpio.read(io.BytesIO(stream))
+            records = cpioreader.read(io.BytesIO(stream))
         except InvalidArchive:
             continue
         assert all(isinstance(record, Record) for record in records)

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.bzimage import Limits
 from systemfiles.foundation.errors import InvalidKernel
-from systemfiles.foundation.kernelimage import KernelImage, bootable_form, check_kernel, describe
+from systemfiles.foundation.kernelfile import describe
+from systemfiles.foundation.kernelimage import KernelImage, bootable_form, check_kernel
 
 X86 = Arch.X86_64
 ARM = Arch.AARCH64

@@ -15,17 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from systemfiles.foundation.errors import InvalidArchive, SystemFilesError, UnknownModule
-from systemfiles.recipes import kmod
-from systemfiles.recipes.kmod import (
-    Modinfo,
-    ModuleIndex,
-    build_index,
-    closure,
-    module_name,
-    read_modinfo,
-    subset,
-    unpack_module,
-)
+from systemfiles.recipes import modinfo
+from systemfiles.recipes.kmod import ModuleIndex, build_index, closure, subset
+from systemfiles.recipes.modinfo import Modinfo, module_name, read_modinfo, unpack_module
 
 PROGBITS, NOBITS, STRTAB = 1, 8, 3
 COMPRESSED = 0x800
@@ -116,7 +108,7 @@ def test_what_is_no_intact_module_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, zstd])
 def test_a_module_that_unpacks_to_too_much_is_refused(pack: object, monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(pack)
-    monkeypatch.setattr(kmod, "MODULE_MAX", 10_000)
+    monkeypatch.setattr(modinfo, "MODULE_MAX", 10_000)
     assert len(unpack_module(pack(bytes(10_000)))) == 10_000
     with pytest.raises(InvalidArchive, match="larger"):
         unpack_module(pack(bytes(10_001)))
@@ -128,6 +120,38 @@ def test_a_module_that_names_more_sections_than_it_has_is_refused_at_once() -> N
     struct.pack_into("<Q", data, start + 32, 1 << 62)
     with pytest.raises(InvalidArchive, match="sections"):
         read_modinfo(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("place", "new"),
+    [
+        (0x04, b"\1"),  # 32 bits
+        (0x05, b"\2"),  # big-endian
+        (0x28, b"\xff" * 8),  # section headers far behind the end
+        (0x3A, b"\x20\0"),  # section headers of another size
+        (0x3C, b"\xff\xfe"),  # more sections than there are
+        (0x3E, b"\x03\0"),  # names in a section that is not there
+        (0x3E, b"\x00\0"),  # names in the empty section
+        (-128 + 24, b"\xff" * 8),  # names behind the end
+        (-128 + 32, b"\xff" * 8),  # names without end
+        (-64, b"\xff" * 4),  # a name behind all names
+        (-64 + 24, b"\xff" * 8),  # .modinfo behind the end
+        (-64 + 32, b"\xff" * 8),  # .modinfo without end
+    ],
+)
+def test_a_header_that_leads_out_of_the_file_is_not_followed(place: int, new: bytes) -> None:
+    data = bytearray(EROFS)
+    start = place % len(data)
+    data[start : start + len(new)] = new
+    with pytest.raises(InvalidArchive):
+        read_modinfo(bytes(data))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, zstd])
+def test_a_compressed_module_ends_where_its_stream_ends(pack: object) -> None:
+    assert callable(pack)
+    with pytest.raises(InvalidArchive, match="other data follows"):
+        unpack_module(pack(EROFS) + b"junk")
 
 
 MODULES = {
