@@ -77,7 +77,7 @@ class BootFiles(NamedTuple):
     def copy_to(self, directory: Path | str) -> BootFiles:
         """Independent copies in `directory` (a reflink where possible), for whoever must own or change its files.
 
-        Raises StoreError, NoSpace; FileExistsError when a file of that name is there.
+        Raises StoreError, also when a file of that name is there, and NoSpace.
         """
         from systemfiles.foundation.files import copy, make_dirs, storing
 
@@ -90,9 +90,16 @@ class BootFiles(NamedTuple):
         return BootFiles(self.kernel._replace(path=kernel), self.initrd._replace(path=initrd))
 
 
+_PLAIN = {"path": str, "version": str, "arch": str, "sha256": str, "size": int, "content_sha256": str}
+
+
 def _plain(part: KernelFile | InitrdFile) -> dict[str, Any]:
     return {**part._asdict(), "path": str(part.path), "arch": part.arch.value}
 
 
 def _typed(part: Mapping[str, Any]) -> dict[str, Any]:
+    for name, kind in _PLAIN.items():
+        if name in part and type(part[name]) is not kind:
+            msg = f"{name} is {part[name]!r:.100}"
+            raise TypeError(msg)
     return {**part, "path": Path(part["path"]), "arch": Arch.parse(part["arch"])}

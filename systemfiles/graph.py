@@ -23,8 +23,8 @@ from systemfiles.foundation.errors import NotProvisioned, SystemFilesError, Usag
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.progress import ProgressBars
 from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packages
-from systemfiles.provision import Made
-from systemfiles.rolling import Move
+from systemfiles.provision.rolling import Move
+from systemfiles.provision.site import Made
 from systemfiles.system import SystemFiles
 
 VARIABLES = {
@@ -88,6 +88,8 @@ class Graph:
         self._system = SystemFiles(variables.get("data_dir"), catalog=catalog, profile=variables.get("profile"))
         self._provisioner = self._system.provisioner(progress=self._bars)
         self.targets = tuple(self._select())
+        for target in self.targets:
+            self._provisioner.require_known(*target)
 
     def tasks(self) -> dict[str, Any]:
         """doit's configuration and the task creators, in the order of the pipeline."""
@@ -122,7 +124,7 @@ class Graph:
         """What is provided now, as (kind, path), each once."""
         for target in self.targets:
             kernel = self._kernel_of(target)
-            initrd = self._provisioner.kept_initrd(target.initrd, kernel, target.arch)
+            initrd = self._provisioner.initrds.kept(target.initrd, kernel, target.arch)
             yield KERNEL, kernel.path
             if initrd is not None:
                 yield INITRD, initrd.path
@@ -147,14 +149,14 @@ class Graph:
     def _task_kernel(self) -> Tasks:
         yield _about("kernel", "fetch or recover the kernel, verify it, and take out the modules")
         for name, arch in _unique((target.kernel, target.arch) for target in self.targets):
-            done = partial(self._provisioner.kept_kernel, name, arch)
+            done = partial(self._provisioner.kernels.kept, name, arch)
             yield _task(f"{name}:{arch}", partial(self._kernel, name, arch), done=done, after=[f"resolve:{arch}"])
 
     def _task_busybox(self) -> Tasks:
         yield _about("busybox", "fetch the busybox that the initrd is built on into the content store")
         for name, arch in _unique((target.initrd, target.arch) for target in self.targets):
-            done = partial(self._provisioner.kept_busybox, name, arch)
-            make = partial(self._provisioner.busybox, name, arch)
+            done = partial(self._provisioner.initrds.kept_busybox, name, arch)
+            make = partial(self._provisioner.initrds.busybox, name, arch)
             yield _task(f"{name}:{arch}", make, done=done, after=[f"resolve:{arch}"])
 
     def _task_initrd(self) -> Tasks:
@@ -210,17 +212,18 @@ class Graph:
         return ", ".join(f"{move.name} → {move.after} (locked)" for move in moves)
 
     def _kernel(self, name: str, arch: Arch) -> Note:
-        return _note(self._provisioner.kernel(name, arch))
+        return _note(self._provisioner.kernels.provide(name, arch))
 
     def _has_initrd(self, target: Target) -> bool:
         kernel = self._kernel_of(target)
-        return self._provisioner.kept_initrd(target.initrd, kernel, target.arch) is not None
+        kept = self._provisioner.initrds.kept(target.initrd, kernel, target.arch)
+        return kept is not None and self._provisioner.initrds.is_locked(target.initrd, kept, target.arch)
 
     def _initrd(self, target: Target) -> Note:
-        return _note(self._provisioner.initrd(target.initrd, self._kernel_of(target), target.arch))
+        return _note(self._provisioner.initrds.provide(target.initrd, self._kernel_of(target), target.arch))
 
     def _kernel_of(self, target: Target) -> Artifact:
-        kernel = self._provisioner.kept_kernel(target.kernel, target.arch)
+        kernel = self._provisioner.kernels.kept(target.kernel, target.arch)
         if kernel is None:
             looked_in = self._system.paths.kind(KERNEL)
             raise NotProvisioned(KERNEL, target.kernel, target.arch.value, looked_in=looked_in)
@@ -309,6 +312,9 @@ def _check(variables: Mapping[str, str]) -> None:
     if unknown:
         msg = f"there is no variable {', '.join(map(repr, unknown))}"
         raise UsageError(msg, details=VARIABLES.items())
+    if empty := [name for name, value in variables.items() if not value]:
+        msg = f"{empty[0]}= has no value"
+        raise UsageError(msg)
     for name in _SWITCHES:
         if variables.get(name, "no") not in ("yes", "no"):
             msg = f"{name}={variables[name]} is neither {name}=yes nor {name}=no"

@@ -18,7 +18,7 @@ from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, default_d
 if TYPE_CHECKING:
     from systemfiles.foundation.catalog import Catalog
     from systemfiles.foundation.progress import Progress
-    from systemfiles.provision import Provisioner
+    from systemfiles.provision.provisioner import Provisioner
 
 
 class DefaultVersions(NamedTuple):
@@ -76,8 +76,9 @@ class SystemFiles:
         """
         kernel, initrd = self._names(kernel, initrd)
         provisioner = self.provisioner(progress=progress, timeout=timeout)
-        provided = provisioner.kernel(kernel, self.arch).artifact
-        return _boot_files(provided, provisioner.initrd(initrd, provided, self.arch).artifact)
+        provisioner.require_known(kernel, initrd, self.arch)
+        provided = provisioner.kernels.provide(kernel, self.arch).artifact
+        return _boot_files(provided, provisioner.initrds.provide(initrd, provided, self.arch).artifact)
 
     def resolve(self, kernel: str | None = None, initrd: str | None = None) -> BootFiles:
         """Exactly these versions (default: `default_versions`) as they are on disk, intact.
@@ -90,8 +91,8 @@ class SystemFiles:
             kernel, initrd = kernel or defaults.kernel, initrd or defaults.initrd
         found = self._resolve(KERNEL, kernel)
         root = self._resolve(INITRD, initrd)
-        if root.requires_kernel not in (None, kernel):
-            raise IncompatiblePair(kernel, initrd, requires=str(root.requires_kernel))
+        if not root.fits(found):
+            raise IncompatiblePair(kernel, initrd, requires=str(root.record.get("requires_kernel")))
         return _boot_files(found, root)
 
     def kernel_path(self, version: str) -> Path:
@@ -109,17 +110,17 @@ class SystemFiles:
         """
         kernel, initrd = self._names(None, None)
         provisioner = self.provisioner()
-        kept = provisioner.kept_kernel(kernel, self.arch)
-        if kept is None:
+        version = provisioner.rolling.concrete_kernel(kernel, self.arch)
+        if version is None:
             raise self._missing(KERNEL, kernel)
-        root = provisioner.kept_initrd(initrd, kept, self.arch)
-        if root is None:
+        concrete = provisioner.initrds.concrete(initrd, self._artifacts.load(KERNEL, version, self.arch), self.arch)
+        if concrete is None:
             raise self._missing(INITRD, initrd)
-        return DefaultVersions(kept.version, root.version)
+        return DefaultVersions(version, concrete)
 
     def add_kernel(self, path: Path | str, version: str) -> KernelFile:
         """Takes a local kernel file in as `version`. Raises InvalidKernel, VersionConflict, UsageError, StoreError."""
-        return _kernel_file(self.provisioner().add_kernel(Path(path), version, self.arch).artifact)
+        return _kernel_file(self.provisioner().kernels.add(Path(path), version, self.arch).artifact)
 
     def artifacts(self) -> Iterator[Artifact]:
         """Everything on disk, of every architecture, sorted; records only, files not looked at."""
@@ -158,7 +159,7 @@ class SystemFiles:
     def provisioner(self, *, progress: Progress | None = None, timeout: float | None = None) -> Provisioner:
         """What makes artifacts in this data directory; the task graph and `ensure` share it."""
         from systemfiles.foundation.progress import silent
-        from systemfiles.provision import Provisioner
+        from systemfiles.provision.provisioner import Provisioner
 
         return Provisioner(self.paths, self.catalog, self._artifacts, progress=progress or silent, timeout=timeout)
 

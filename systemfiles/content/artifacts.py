@@ -16,8 +16,10 @@ must.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,17 +30,20 @@ from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import (
     DigestMismatch,
     IntegrityError,
+    InvalidDigest,
     NotProvisioned,
     SizeMismatch,
     StoreError,
     UnsupportedArch,
 )
-from systemfiles.foundation.paths import INITRD, KERNEL, Paths
+from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, is_version
 
 RECORD = "artifact.json"
 STAMPS = "stamp.json"
 MODULES = "modules.tar"
 _REFUSED = "it was not handed out"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ARCHES = frozenset(arch.value for arch in Arch)
 
 Stamp = tuple[int, int, int]
 
@@ -75,11 +80,10 @@ class Artifact(NamedTuple):
         inputs: dict[str, Any] = self.record["inputs"]
         return inputs
 
-    @property
-    def requires_kernel(self) -> str | None:
-        """The kernel version whose modules an initrd carries."""
-        required: str | None = self.record.get("requires_kernel")
-        return required
+    def fits(self, kernel: Artifact) -> bool:
+        """Whether this initrd goes with `kernel`: it carries no modules, or those of a kernel with the same ones."""
+        carried = self.inputs.get("kernel", {}).get("modules")
+        return carried is None or (MODULES in kernel.files and kernel.files[MODULES].sha256 == carried)
 
 
 def boot_file(kind: str, arch: Arch) -> str:
@@ -91,12 +95,14 @@ def parse_record(raw: bytes, where: object) -> dict[str, Any]:
     """artifact.json, checked as far as anything here relies on it. Raises IntegrityError."""
     try:
         record: dict[str, Any] = json.loads(raw)
-        facts = _files(record)
-        if record["schema"] != 1 or boot_file(record["kind"], Arch.parse(record["arch"])) not in facts:
-            raise KeyError(record["schema"])
-        if not isinstance(record["inputs"], dict) or not isinstance(record["version"], str):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnsupportedArch):
+        _require(record["schema"] == 1 and record["kind"] in KINDS)
+        _require(boot_file(record["kind"], Arch.parse(record["arch"])) in _files(record))
+        _require(isinstance(record["inputs"], dict) and isinstance(record["version"], str))
+        _require(isinstance(record.get("requires_kernel"), str | None))
+        _require(isinstance(record["inputs"].get("kernel", {}), dict))
+        if record["kind"] == INITRD:
+            Digest.from_hex(record["content_sha256"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UnsupportedArch, InvalidDigest):
         raise IntegrityError(
             where, expected="the record of an artifact, schema 1", got="something else", consequence=_REFUSED
         ) from None
@@ -118,6 +124,8 @@ class Artifacts:
             raw = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise NotProvisioned(kind, version, arch.value, looked_in=directory) from None
+        except OSError as error:
+            raise IntegrityError(path, expected="a file", got=error.strerror, consequence=_REFUSED) from error
         record = parse_record(raw, path)
         if (named := (record["kind"], record["version"], record["arch"])) != (kind, version, arch.value):
             raise IntegrityError(
@@ -151,11 +159,12 @@ class Artifacts:
                 self._stamp(artifact, name)
                 self._hash(artifact, name)
             except (IntegrityError, NotProvisioned) as error:
-                self.forget(artifact)
+                with contextlib.suppress(StoreError):  # whoever may not repair it may know it all the same
+                    self.forget(artifact)
                 yield error
 
     def forget(self, artifact: Artifact) -> None:
-        """Drops the stamps, so that the next use hashes the files again."""
+        """Drops the stamps, so that the next use hashes the files again. Raises StoreError when it may not."""
         for name in artifact.files:
             self._seen.pop(artifact.directory / name, None)
         try:
@@ -168,10 +177,9 @@ class Artifacts:
         """Every (version, architecture) with a record, sorted."""
         root = self._paths.kind(kind)
         for record in sorted(root.glob(f"*/*/{RECORD}")):
-            try:
-                yield record.parent.parent.name, Arch.parse(record.parent.name)
-            except UnsupportedArch:
-                continue
+            version, arch = record.parent.parent.name, record.parent.name
+            if is_version(version) and arch in _ARCHES:
+                yield version, Arch(arch)
 
     def publish(
         self, record: Mapping[str, Any], blobs: Mapping[str, Path], *, created_at: str, created_by: str
@@ -215,10 +223,16 @@ class Artifacts:
 def _files(record: Mapping[str, Any]) -> dict[str, FileFacts]:
     files = {}
     for name, facts in record["files"].items():
-        if "/" in name or name in (".", "..", RECORD, STAMPS) or not isinstance(facts["size"], int):
-            raise ValueError(name)
-        files[name] = FileFacts(Digest.from_hex(facts["sha256"]).hex, facts["size"])
+        size = facts["size"]
+        _require(_NAME.fullmatch(name) is not None and name not in (RECORD, STAMPS))
+        _require(isinstance(size, int) and not isinstance(size, bool) and size >= 0)
+        files[name] = FileFacts(Digest.from_hex(facts["sha256"]).hex, size)
     return files
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError
 
 
 def _stamp_of(found: os.stat_result) -> Stamp:
@@ -228,7 +242,7 @@ def _stamp_of(found: os.stat_result) -> Stamp:
 def _read_stamps(directory: Path) -> dict[str, Stamp]:
     try:
         return {name: tuple(stamp) for name, stamp in json.loads((directory / STAMPS).read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # unreadable stamps only mean that the files are hashed again
 
 

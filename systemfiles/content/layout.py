@@ -13,7 +13,9 @@ Our entries carry the annotation `io.systemfiles.managed`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +28,15 @@ from systemfiles.foundation.files import NewFile, fsync_path, make_dirs, publish
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import Paths
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 MANAGED = "io.systemfiles.managed"
 LARGEST_JSON = 4 << 20
+_MEND = "restore it from a backup, or remove it: entries that are ours are then written again"
 _WALKABLE = (
     MANIFEST,
     INDEX,
@@ -183,9 +188,15 @@ class Layout:
         """Every name in index.json and what it points to. Raises StoreError when the index is unreadable."""
         named: dict[str, Descriptor] = {}
         for entry in self._read_index()["manifests"]:
-            if name := _name_of(entry):
-                named[name] = Descriptor.from_json(entry)
+            name = _name_of(entry)
+            with contextlib.suppress(StoreError):  # what others write there need not be understood
+                if name is not None:
+                    named[name] = Descriptor.from_json(entry)
         return named
+
+    def exists(self) -> bool:
+        """Whether there is a layout here that other tools recognise."""
+        return (self.root / "oci-layout").exists() and self._index.exists()
 
     def name(self, name: str, target: Descriptor) -> None:
         """Lets `name` point to `target`; everyone else's entries stay as they are."""
@@ -202,7 +213,7 @@ class Layout:
             self._write_index(index)
 
     def reachable(self, target: Descriptor) -> Iterator[Descriptor]:
-        """`target` and all that it refers to, each once; a manifest that is missing ends its branch."""
+        """`target` and all that it refers to, each once; a manifest that cannot be read ends its branch."""
         todo, seen = [target], set[Digest]()
         while todo:
             current = todo.pop()
@@ -210,10 +221,17 @@ class Layout:
                 continue
             seen.add(current.digest)
             yield current
-            if current.media_type in _WALKABLE and self.blob(current.digest).exists():
-                value = self.read_json(current.digest)
-                children = [*value.get("manifests", ()), *value.get("layers", ()), value.get("config")]
-                todo += [Descriptor.from_json(child) for child in children if child]
+            if current.media_type in _WALKABLE:
+                todo += self._children(current.digest)
+
+    def _children(self, digest: Digest) -> list[Descriptor]:
+        try:
+            value = self.read_json(digest)
+            parts = [*(value.get("manifests") or ()), *(value.get("layers") or ()), value.get("config")]
+            return [Descriptor.from_json(part) for part in parts if part]
+        except (StoreError, IntegrityError, TypeError) as error:
+            log.info("manifest %s is not followed: %s", digest, error)
+            return []
 
     def verify(self) -> Iterator[IntegrityError]:
         """Re-hashes every blob that index.json reaches; yields what is damaged or missing."""
@@ -238,10 +256,12 @@ class Layout:
             index = _json_object(self._index.read_bytes(), str(self._index))
         except FileNotFoundError:
             return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+        except StoreError as error:
+            raise StoreError(error.summary, hint=_MEND) from error
         entries = index.get("manifests")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             msg = f"{self._index} is not an OCI image index"
-            raise StoreError(msg, hint="restore it, or remove it: our own entries are written again")
+            raise StoreError(msg, hint=_MEND)
         return index
 
     def _write_index(self, index: dict[str, Any]) -> None:

@@ -14,7 +14,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from systemfiles.content.artifacts import RECORD, Artifact, Artifacts, parse_record
-from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Descriptor, Layout, canonical, image_config, manifest
+from systemfiles.content.layout import (
+    IMAGE_CONFIG,
+    LARGEST_JSON,
+    MANIFEST,
+    Descriptor,
+    Layout,
+    canonical,
+    image_config,
+    manifest,
+)
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import IntegrityError, NotProvisioned, StoreError, VersionConflict
@@ -102,24 +111,35 @@ class Store:
 
     def reassert(self) -> None:
         """Makes index.json reach every artifact on disk again, should another tool have rewritten it."""
+        self.layout.create()
         named = self.layout.names()
         for kind in KINDS:
             for version, arch in self.artifacts.versions(kind):
                 name = layout_name(kind, version, arch)
                 if name not in named or not self._whole(named[name]):
-                    self._reassert(self.artifacts.load(kind, version, arch))
+                    try:
+                        self._reassert(self.artifacts.load(kind, version, arch))
+                    except (IntegrityError, NotProvisioned) as error:
+                        log.warning("%s is not named in the content store: %s", name, error.summary)
 
     def is_asserted(self) -> bool:
         """Whether index.json has a name for every artifact on disk."""
         named = self.layout.names()
-        return all(
+        return self.layout.exists() and all(
             (target := named.get(layout_name(kind, version, arch))) is not None and self._whole(target)
             for kind in KINDS
             for version, arch in self.artifacts.versions(kind)
         )
 
     def _whole(self, target: Descriptor) -> bool:
-        return all(self.layout.blob(part.digest).exists() for part in self.layout.reachable(target))
+        """Whether the manifest, the record and the config can be read and every file is there."""
+        parts = [*self.layout.reachable(target)]
+        small = [part for part in parts if part.size <= LARGEST_JSON and TITLE not in part.annotations]
+        return (
+            len(parts) > 1
+            and all(self.layout.blob(part.digest).exists() for part in parts)
+            and all(self.layout.intact(part.digest, part.size) for part in small)
+        )
 
     def _reassert(self, artifact: Artifact) -> None:
         self.artifacts.check(artifact, *artifact.files)

@@ -44,6 +44,11 @@ class Arch(enum.Enum):
         return self.value
 
 
+def is_arch(name: str) -> bool:
+    """Whether `Arch.parse` knows `name`."""
+    return name.strip().lower() in _SPELLINGS
+
+
 _SPELLINGS = {
     "x86_64": Arch.X86_64,
     "amd64": Arch.X86_64,

@@ -25,14 +25,15 @@ from pydantic import (
     model_validator,
 )
 
-from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.arch import Arch, is_arch
 from systemfiles.foundation.errors import CatalogError, InvalidName, UnknownVersion, UnsupportedArch
 from systemfiles.foundation.paths import INITRD, KERNEL, VERSION_RULE, check_version
 
 SYSTEM_CATALOG = Path("/etc/systemfiles/versions.toml")
 MIRRORS_VARIABLE = "SYSTEMFILES_MIRRORS"
 PROFILE = "profile"
-_LONGEST_CATALOG = 1 << 20
+_LONGEST_CATALOG = 256 << 10
+_LONGEST_LINE = 1000  # a dotted key takes tomllib time quadratic in its length
 
 
 class CatalogModel(BaseModel):
@@ -50,6 +51,16 @@ def _parse_arch(value: object) -> object:
         raise ValueError(error.summary) from None
 
 
+def _distinct(value: object) -> object:
+    """Refuses one architecture under two of its names, of which one would silently win."""
+    if isinstance(value, dict):
+        known = [Arch.parse(key).value for key in value if isinstance(key, str) and is_arch(key)]
+        if twice := sorted({name for name in known if known.count(name) > 1}):
+            msg = f"names {', '.join(twice)} twice"
+            raise ValueError(msg)
+    return value
+
+
 def _version(value: str) -> str:
     try:
         return check_version("", value)
@@ -61,7 +72,7 @@ def _version(value: str) -> str:
 ArchKey = Annotated[Arch, BeforeValidator(_parse_arch)]
 VersionName = Annotated[str, AfterValidator(_version)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Url = Annotated[str, StringConstraints(pattern=r"^(https?|file)://[^\s]+$")]
+Url = Annotated[str, StringConstraints(pattern=r"^(https?://|file:/)[^\s]+$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 PinnedReference = Annotated[str, StringConstraints(pattern=r"^[^\s@]+/[^\s@]+@sha256:[0-9a-f]{64}$")]
@@ -79,8 +90,8 @@ class Kernel(CatalogModel):
     """A kernel: concrete (`files`, pinned by digest) or rolling (`apt`, a package for each architecture)."""
 
     summary: str = ""
-    files: dict[ArchKey, KernelFile] = {}
-    apt: dict[ArchKey, Package] = {}
+    files: Annotated[dict[ArchKey, KernelFile], BeforeValidator(_distinct)] = {}
+    apt: Annotated[dict[ArchKey, Package], BeforeValidator(_distinct)] = {}
 
     @model_validator(mode="after")
     def _has_one_source(self) -> Kernel:
@@ -186,18 +197,26 @@ def load_catalog(overlay: Path | None = None, *, environ: Mapping[str, str] = os
 def read_catalog(path: Path) -> Catalog:
     """One file, validated by itself. Raises CatalogError."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            raw = stream.read(_LONGEST_CATALOG + 1)
     except OSError as error:
         raise CatalogError(path, [("file", error.strerror or str(error))]) from error
     if len(raw) > _LONGEST_CATALOG:
-        raise CatalogError(path, [("file", f"is {len(raw)} bytes long; at most {_LONGEST_CATALOG} are read")])
+        raise CatalogError(path, [("file", f"is longer than the {_LONGEST_CATALOG} bytes that are read")])
     try:
         text = raw.decode()
+        _require_short_lines(text, path)
         return Catalog.model_validate(tomllib.loads(text))
     except ValidationError as error:
         raise CatalogError(path, _faults(error, text)) from None
     except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise CatalogError(path, [("syntax", str(error))]) from None
+
+
+def _require_short_lines(text: str, path: Path) -> None:
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > _LONGEST_LINE:
+            raise CatalogError(path, [(f"line {number}", f"is longer than {_LONGEST_LINE} characters")])
 
 
 def _merge(layers: list[Catalog], environ: Mapping[str, str]) -> Catalog:

@@ -68,10 +68,10 @@ class UsageError(SystemFilesError):
 class CatalogError(SystemFilesError):
     """versions.toml or versions.lock says something impossible. `faults` holds every one, as (where, what)."""
 
-    def __init__(self, path: object, faults: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, path: object, faults: Iterable[tuple[str, str]], *, hint: str | None = None) -> None:
         self.faults = tuple(faults)
         many = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__(f"{path} has {many}", details=self.faults)
+        super().__init__(f"{path} has {many}", details=self.faults, hint=hint)
         self.path = path
 
 

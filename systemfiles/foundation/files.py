@@ -23,21 +23,20 @@ from systemfiles.foundation.errors import DigestMismatch, NoSpace, SizeMismatch,
 READ_ONLY = 0o444
 _FICLONE = 0x40049409  # linux/fs.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
 def storing(path: Path, *, needed: int | None = None) -> Iterator[None]:
-    """Turns a full disk under `path` into NoSpace, and one that may not be written into StoreError."""
+    """Turns a full disk under `path` into NoSpace, and whatever else keeps it from being written into StoreError."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise NoSpace(path, needed=needed, free=free_bytes(path)) from error
-        if error.errno in _CANNOT_WRITE:
-            msg = f"{error.filename or path} cannot be written ({error.strerror})"
-            raise StoreError(msg, hint="provisioning needs write permission on the data directory") from error
-        raise
+        hint = "provisioning needs write permission on the data directory" if error.errno in _FORBIDDEN else None
+        msg = f"{error.filename2 or error.filename or path} cannot be written ({error.strerror})"
+        raise StoreError(msg, hint=hint) from error
 
 
 def free_bytes(path: Path) -> int:
@@ -181,7 +180,11 @@ def copy(source: Path, destination: Path) -> None:
         try:
             fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
         except OSError:
-            shutil.copyfileobj(src, dst, CHUNK)
+            try:
+                shutil.copyfileobj(src, dst, CHUNK)
+            except OSError:
+                destination.unlink()
+                raise
 
 
 @contextlib.contextmanager

@@ -33,12 +33,17 @@ def locked(path: Path, *, timeout: float | None = None) -> Iterator[None]:
     make_dirs(path.parent)
     with storing(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    owner = os.getpid()
     try:
         _share(fd, path.parent)
         _acquire(fd, path, timeout)
         _sign(fd)
         yield
     finally:
+        # closing alone would not do when a child that was forked meanwhile has the file open too, nor may such a
+        # child, when it leaves this block, free what is its parent's
+        if os.getpid() == owner:
+            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
@@ -68,8 +73,9 @@ def _acquire(fd: int, path: Path, timeout: float | None) -> None:
 def _sign(fd: int) -> None:
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200] if sys.argv else "python"
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"pid": os.getpid(), "command": command, "since": since}).encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk keeps nobody from locking
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"pid": os.getpid(), "command": command, "since": since}).encode(), 0)
 
 
 def _holder(path: Path) -> str:

@@ -39,6 +39,8 @@ from systemfiles.foundation.files import write_file
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import Paths
 
+_MEND = "restore it from a backup, or remove it: rolling names are then resolved again, to what apt has now"
+
 
 class PackagePin(CatalogModel):
     """One package file of a distribution's archive; `size` in bytes."""
@@ -86,11 +88,13 @@ def read_lock(path: Path) -> VersionsLock:
         raw = path.read_bytes()
     except FileNotFoundError:
         return VersionsLock()
+    except OSError as error:
+        raise CatalogError(path, [("file", error.strerror or str(error))], hint=_MEND) from error
     try:
         return VersionsLock.model_validate_json(raw)
     except ValidationError as error:
         faults = [(".".join(map(str, fault["loc"])) or "file", fault["msg"]) for fault in error.errors()]
-        raise CatalogError(path, faults) from None
+        raise CatalogError(path, faults, hint=_MEND) from None
 
 
 @contextlib.contextmanager

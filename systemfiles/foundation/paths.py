@@ -29,9 +29,14 @@ INITRD = "initrd"
 KINDS = (KERNEL, INITRD)
 
 
+def is_version(text: str) -> bool:
+    """Whether `text` may be the name of a version."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def check_version(kind: str, version: str) -> str:
     """`version` itself when it may become a file name and an OCI tag. Raises InvalidName."""
-    if not _VERSION.fullmatch(version):
+    if not is_version(version):
         raise InvalidName(kind, version, rule=VERSION_RULE)
     return version
 

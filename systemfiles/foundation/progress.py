@@ -30,7 +30,9 @@ class ProgressBars:
         if not self._visible:
             return
         with self._lock:
-            bar = self._bars.get(subject) or self._open(subject, total)
+            bar = self._bars.get(subject)
+            if bar is None:  # the truth of a bar is its length, which may be unknown
+                bar = self._open(subject, total)
             bar.update(done - bar.n)
             if total is not None and done >= total:
                 self._bars.pop(subject).close()

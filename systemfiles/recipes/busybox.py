@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+from itertools import takewhile
 from pathlib import Path
 
 from systemfiles.foundation.arch import Arch
@@ -15,9 +16,12 @@ PATH = "bin/busybox"
 _MOST_BYTES = 64 << 20
 _MACHINES = {Arch.X86_64: "EM_X86_64", Arch.AARCH64: "EM_AARCH64"}
 # the applet table: some hundred sorted names in a row, each ended by NUL
-_TABLE = re.compile(rb"(?:[a-z0-9\[_.-]+\0){50,}")
+_NAME = re.compile(rb"[a-z0-9\[_.-]{1,40}")
+_LAST_NAME = re.compile(_NAME.pattern + rb"\Z")
 _LANDMARK = b"\0mount\0"
 _LONGEST_TABLE = 16 << 10
+_MOST_LANDMARKS = 50
+_FEWEST = 50
 _ALWAYS_THERE = frozenset({"sh", "mount", "cat"})
 
 
@@ -39,14 +43,25 @@ def applets(binary: bytes) -> tuple[str, ...]:
 
     Raises InvalidArchive when no table of applets is found.
     """
-    place = 0
-    while (place := binary.find(_LANDMARK, place + 1)) > 0:
-        # all of a binary takes the expression 40 ms
-        for table in _TABLE.finditer(binary, max(0, place - _LONGEST_TABLE), place + _LONGEST_TABLE):
-            names = table[0].decode().split("\0")[:-1]
-            if set(names) >= _ALWAYS_THERE:
-                return tuple(sorted(names))
+    place = -1
+    for _ in range(_MOST_LANDMARKS):
+        place = binary.find(_LANDMARK, place + 1)
+        if place < 0:
+            break
+        names = _names_around(binary, place)
+        if names >= _ALWAYS_THERE and len(names) >= _FEWEST:
+            return tuple(sorted(names))
     raise InvalidArchive(PATH, "it holds no table of applets: it is no busybox, or a newer one than is understood")
+
+
+def _names_around(binary: bytes, place: int) -> set[str]:
+    """The unbroken run of names, each ended by NUL, before and behind the NUL at `place`."""
+    before = binary[max(0, place - _LONGEST_TABLE) : place].split(b"\0")
+    behind = binary[place + 1 : place + _LONGEST_TABLE].split(b"\0")
+    above = [*takewhile(_NAME.fullmatch, reversed(before))]
+    if first := _LAST_NAME.search(before[-len(above) - 1]) if len(above) < len(before) else None:
+        above.append(first[0])  # what comes before the table need not end with a NUL
+    return {name.decode() for name in (*above, *takewhile(_NAME.fullmatch, behind))}
 
 
 def _layer(binary: bytes) -> bytes:

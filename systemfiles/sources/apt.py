@@ -81,16 +81,16 @@ class Apt:
             raise SourceRefused(self._subject(name), problem, hint=_WHAT_ELSE)
         return Package(name, version, found["url"], int(found["size"]), found["sha256"])
 
-    def locate_kernel(self, name: str) -> Package:
-        """Like `locate`, following a metapackage such as linux-image-cloud-amd64 to the package with the kernel."""
+    def locate_kernel(self, name: str, *, hops: int = 3) -> Package:
+        """Like `locate`, following metapackages such as linux-image-cloud-amd64 to the package with the kernel."""
         try:
             depends = self._field(name, "Depends")
         except ToolFailed as error:
             raise self._unavailable(name, error.output) from error
         for alternative in re.split(r"[,|]", depends):
             target = alternative.split()[0] if alternative.split() else ""
-            if target.startswith("linux-image-"):
-                return self.locate_kernel(target)
+            if target.startswith("linux-image-") and hops:
+                return self.locate_kernel(target, hops=hops - 1)
         return self.locate(name)
 
     def _apt(self, tool: str, *words: str) -> str:

@@ -17,7 +17,6 @@ from systemfiles.foundation.files import NewFile, free_bytes
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.sources.credentials import credential_for
 from systemfiles.sources.transport import (
-    BOUNDS,
     Answered,
     Attempts,
     Bounds,
@@ -26,12 +25,15 @@ from systemfiles.sources.transport import (
     Unreachable,
     host_of,
     is_loopback,
+    printable,
+    reason,
 )
 
 log = logging.getLogger(__name__)
 
 LARGEST = 4 << 30
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 Opener = Callable[..., AbstractContextManager[requests.Response]]
 """Like `Transport.open`, whatever it does about authorization."""
 
@@ -54,7 +56,7 @@ def fetch(
     proxies: Mapping[str, str] | None = None,
     hint: str | None = None,
     progress: Progress = silent,
-    bounds: Bounds = BOUNDS,
+    bounds: Bounds | None = None,
 ) -> str:
     """Fills `out` with the bytes of `url`, verified, from its mirrors or its origin; returns the URL that had them.
 
@@ -65,7 +67,7 @@ def fetch(
 
     def get(candidate: str) -> None:
         if candidate.startswith("file:"):
-            _copy(candidate, out, size or LARGEST)
+            _copy(candidate, out, _most(size))
             out.check(candidate, size=size, digest=digest)
         else:
             opener = _with_credentials(transport)
@@ -116,50 +118,70 @@ def download(
     Interrupted, Unreachable.
     """
     _require_space(out, size)
-    attempts = Attempts(transport.bounds)
-    out.restart()
+    filling = _Filling(opener, transport, url, out, subject=subject, size=size, progress=progress)
     try:
-        pieced_together = _fill(opener, transport, url, out, attempts, subject, size, progress)
+        filling.run()
         out.check(url, size=size, digest=digest)
     except IntegrityError:
-        if not pieced_together:
+        if not filling.pieced_together:
             raise
         # an origin that changed in between and does not honour If-Range: its parts do not fit
-        out.restart()
-        _fill(opener, transport, url, out, attempts, subject, size, progress)
+        filling.run()
         out.check(url, size=size, digest=digest)
 
 
-def _fill(
-    opener: Opener,
-    transport: Transport,
-    url: str,
-    out: NewFile,
-    attempts: Attempts,
-    subject: str,
-    size: int | None,
-    progress: Progress,
-) -> bool:
-    """Downloads with as many requests as it takes; returns whether `out` was put together from several answers."""
-    validator, pieced_together = None, False
-    while True:
-        headers = {"Range": f"bytes={out.size}-", "If-Range": validator} if out.size and validator else None
-        try:
-            with opener("GET", url, headers=headers) as response:
-                validator = _validator(response)
-                expected = _start(response, out)
-                pieced_together = out.size > 0
-                for piece in transport.body(response, attempts.deadline):
-                    _take(piece, out, url, size or LARGEST)
-                    progress(subject, out.size, size or expected)
-                _require_whole(out, expected)
-            return pieced_together
-        except (Interrupted, Answered) as error:
-            refused = isinstance(error, Answered) and error.status == requests.codes.requested_range_not_satisfiable
-            if refused and out.size:
-                out.restart()
-            elif not attempts.another(error):
-                raise
+class _Filling:
+    """One download, with as many requests as it takes."""
+
+    def __init__(
+        self,
+        opener: Opener,
+        transport: Transport,
+        url: str,
+        out: NewFile,
+        *,
+        subject: str,
+        size: int | None,
+        progress: Progress,
+    ) -> None:
+        self.pieced_together = False
+        self._opener = opener
+        self._transport = transport
+        self._url = url
+        self._out = out
+        self._subject = subject
+        self._size = size
+        self._progress = progress
+        self._validator: str | None = None
+        self._attempts = Attempts(transport.bounds)
+
+    def run(self) -> None:
+        """Starts at the beginning, and goes on until all is there or nothing more helps."""
+        self._out.restart()
+        while True:
+            try:
+                self._ask()
+                return
+            except (Interrupted, Answered) as error:
+                status = error.status if isinstance(error, Answered) else None
+                if status == requests.codes.requested_range_not_satisfiable and self._out.size:
+                    self._out.restart()
+                elif not self._attempts.another(error):
+                    raise
+
+    def _ask(self) -> None:
+        out = self._out
+        headers = None
+        if out.size and self._validator:
+            headers = {"Range": f"bytes={out.size}-", "If-Range": self._validator}
+        with self._opener("GET", self._url, headers=headers) as response:
+            self._validator = _validator(response)
+            expected = _start(response, out)
+            self.pieced_together = out.size > 0
+            for piece in self._transport.body(response, self._attempts.deadline):
+                _take(piece, out, self._url, _most(self._size))
+                self._progress(self._subject, out.size, self._size or expected)
+            _require_whole(out, expected)
 
 
 def _start(response: requests.Response, out: NewFile) -> int | None:
@@ -175,9 +197,13 @@ def _start(response: requests.Response, out: NewFile) -> int | None:
         return None if found[2] == "*" else int(found[2])
     out.restart()
     if response.status_code != requests.codes.ok:
-        raise SourceRefused(response.url, f"HTTP {response.status_code} {response.reason}")
+        raise SourceRefused(response.url, printable(f"HTTP {response.status_code} {response.reason}"))
     length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
+    return int(length) if _LENGTH.fullmatch(length) else None
+
+
+def _most(size: int | None) -> int:
+    return LARGEST if size is None else size
 
 
 def _take(piece: bytes, out: NewFile, url: str, limit: int) -> None:
@@ -225,10 +251,10 @@ def _copy(url: str, out: NewFile, limit: int) -> None:
 
 
 def _read_file(url: str) -> Iterator[bytes]:
-    path = Path(unquote(urlsplit(url).path))
     try:
+        path = Path(unquote(urlsplit(url).path))
         with path.open("rb") as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
-    except OSError as error:
-        raise SourceRefused(url, error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:
+        raise SourceRefused(url, reason(error)) from error

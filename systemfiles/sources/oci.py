@@ -24,7 +24,15 @@ from systemfiles.foundation.files import NewFile
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.sources.credentials import credential_for
 from systemfiles.sources.http import download
-from systemfiles.sources.transport import Answered, Attempts, Transport, host_of, is_loopback
+from systemfiles.sources.transport import (
+    Answered,
+    Attempts,
+    Interrupted,
+    Transport,
+    host_of,
+    is_loopback,
+    printable,
+)
 
 DOCKER_HUB = "docker.io"
 _HUB_HOST = "registry-1.docker.io"
@@ -36,12 +44,14 @@ MANIFESTS = (IMAGE_MANIFEST, DOCKER_MANIFEST)
 INDEXES = (IMAGE_INDEX, DOCKER_LIST)
 LARGEST_MANIFEST = 4 << 20
 _LARGEST_TOKEN = 1 << 20
+_MOST_NAMED = 20
 
 # distribution-spec, "Pulling manifests"
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
-_CHALLENGE = re.compile(r'([a-z_]+)="([^"]*)"')
+_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z]+)(?:\s+(?=[A-Za-z_]+=)|\s*$)")
+_PARAMETER = re.compile(r'([A-Za-z_]{1,32})="([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +123,7 @@ class Repository:
         self._base = f"{scheme}://{host}/v2/{repository}/"
         self._host = host_of(self._base)
         self._transport = transport or Transport()
-        self._credential = credential_for(registry, registry=True, **({"environ": environ} if environ else {}))
+        self._credential = credential_for(registry, registry=True, **({} if environ is None else {"environ": environ}))
         self._authorization: str | None = None
         self._actions = "pull"
         self._lock = threading.Lock()
@@ -123,18 +133,26 @@ class Repository:
 
         Raises DigestMismatch, SourceRefused, Answered, Interrupted, Unreachable.
         """
-        accepted = {"Accept": ", ".join((*MANIFESTS, *INDEXES))}
         url = urljoin(self._base, f"manifests/{target}")
-        with self._open("GET", url, headers=accepted) as response:
-            raw = self._read(response, LARGEST_MANIFEST)
-            promised = response.headers.get("Docker-Content-Digest")
-            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        attempts = Attempts(self._transport.bounds)
+        while True:
+            try:
+                raw, headers = self._get_manifest(url, attempts)
+                break
+            except (Interrupted, Answered) as error:
+                if not attempts.another(error):
+                    raise
         got = Digest.of(raw)
         # without a digest of our own, what the registry says of its bytes must at least be true
-        expected = target if ":" in target else promised
-        if expected is not None and expected.startswith("sha256:") and expected != got:
-            raise DigestMismatch(url, expected=expected, got=got, consequence="it was discarded")
+        expected = target if ":" in target else headers.get("Docker-Content-Digest", "")
+        if expected.startswith("sha256:") and expected != got:
+            raise DigestMismatch(url, expected=printable(expected), got=got, consequence="it was discarded")
+        media_type = headers.get("Content-Type", "").partition(";")[0].strip()
         return parse_manifest(raw, media_type, subject=f"{self.name}@{got}")
+
+    def _get_manifest(self, url: str, attempts: Attempts) -> tuple[bytes, Mapping[str, str]]:
+        with self._open("GET", url, headers={"Accept": ", ".join((*MANIFESTS, *INDEXES))}) as response:
+            return self._read(response, LARGEST_MANIFEST, attempts), response.headers
 
     def blob(self, digest: Digest, size: int, out: NewFile, *, subject: str, progress: Progress = silent) -> None:
         """Fills `out` with a blob, verified. Raises as `manifest`, and SizeMismatch."""
@@ -159,8 +177,8 @@ class Repository:
         self._actions = "pull,push"
         with self._open("POST", urljoin(self._base, "blobs/uploads/"), headers={"Content-Length": "0"}) as response:
             location = urljoin(response.url, response.headers.get("Location", ""))
-        if host_of(location) != self._host:
-            raise SourceRefused(self.name, f"it wants the upload at another host, {host_of(location)}")
+        if urlsplit(location).scheme != urlsplit(self._base).scheme or host_of(location) != self._host:
+            raise SourceRefused(self.name, f"it wants the upload elsewhere, at {location[:200]!r}")
         separator = "&" if urlsplit(location).query else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         url = f"{location}{separator}{urlencode({'digest': digest})}"
@@ -208,7 +226,8 @@ class Repository:
         try:
             return stack.enter_context(self._send(method, url, headers, body))
         except Answered as error:
-            if error.status != requests.codes.unauthorized:
+            # where a redirect led us, nobody may ask for what we tell this registry
+            if error.status != requests.codes.unauthorized or host_of(error.url) != self._host:
                 raise
             self._authorize(error.headers.get("WWW-Authenticate", ""), used)
         if body is not None and not isinstance(body, bytes):
@@ -216,7 +235,7 @@ class Repository:
         try:
             return stack.enter_context(self._send(method, url, headers, body))
         except Answered as error:
-            if error.status == requests.codes.unauthorized:
+            if error.status == requests.codes.unauthorized and host_of(error.url) == self._host:
                 raise self._no_credentials() from None
             raise
 
@@ -236,40 +255,45 @@ class Repository:
         with self._lock:
             if self._authorization != used:
                 return  # another thread has a new one already
-            scheme, _, rest = challenge.partition(" ")
-            if scheme.lower() == "basic" and self._credential:
-                self._authorization = self._credential.header
-            elif scheme.lower() == "bearer":
-                self._authorization = f"Bearer {self._fetch_token(dict(_CHALLENGE.findall(rest)))}"
+            offered = _challenges(challenge)
+            credential = self._credential
+            if credential and (credential.token or ("basic" in offered and "bearer" not in offered)):
+                self._authorization = credential.header
+            elif "bearer" in offered:
+                self._authorization = f"Bearer {self._fetch_token(offered['bearer'])}"
             else:
                 raise self._no_credentials()
 
     def _fetch_token(self, challenge: Mapping[str, str]) -> str:
         realm = challenge.get("realm", "")
-        if not realm.startswith("https://") and not (realm.startswith("http://") and is_loopback(host_of(realm))):
+        host = host_of(realm)
+        in_the_clear = is_loopback(self._host) and is_loopback(host) and realm.startswith("http://")
+        if not realm.startswith("https://") and not in_the_clear:
             raise SourceRefused(self.name, f"it sends us to {realm[:200]!r} for a token")
         scope = challenge.get("scope") or f"repository:{self.name.partition('/')[2]}:{self._actions}"
         query = urlencode({"service": challenge.get("service", ""), "scope": scope})
         # a registry may send us anywhere for a token; our password goes only to a host of the same domain
-        credential = self._credential if _same_domain(host_of(realm), self._host) else None
+        credential = self._credential if _same_domain(host, self._host) else None
         authorization = credential.header if credential else None
         url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
         try:
             with self._transport.open(
-                "GET", url, authorization=lambda hop: authorization if host_of(hop) == host_of(realm) else None
+                "GET", url, authorization=lambda hop: authorization if host_of(hop) == host else None
             ) as response:
-                raw = self._read(response, _LARGEST_TOKEN)
+                raw = self._read(response, _LARGEST_TOKEN, Attempts(self._transport.bounds))
         except Answered as error:
-            if error.status not in (requests.codes.unauthorized, requests.codes.forbidden):
+            if error.temporary:
                 raise
-            raise self._no_credentials() from None
+            if error.status in (requests.codes.unauthorized, requests.codes.forbidden):
+                raise self._no_credentials() from None
+            raise SourceRefused(self.name, f"{host}, where it sends us for a token, answers {error}") from None
         try:
             answer = json.loads(raw)
             token = answer.get("token") or answer["access_token"]
         except (ValueError, KeyError, AttributeError, RecursionError):
-            raise SourceRefused(realm, "its answer holds no token") from None
+            token = None
         if not isinstance(token, str) or not token.isprintable():
-            raise SourceRefused(realm, "its answer holds no token")
+            raise SourceRefused(self.name, f"{host}, where it sends us for a token, gives none")
         return token
 
     def _no_credentials(self) -> SourceRefused:
@@ -280,9 +304,9 @@ class Repository:
         )
         return SourceRefused(self.name, problem, hint="docker login, or $SYSTEMFILES_CREDENTIALS (see the README)")
 
-    def _read(self, response: requests.Response, limit: int) -> bytes:
+    def _read(self, response: requests.Response, limit: int, attempts: Attempts) -> bytes:
         data = bytearray()
-        for piece in self._transport.body(response, Attempts(self._transport.bounds).deadline):
+        for piece in self._transport.body(response, attempts.deadline):
             data += piece
             if len(data) > limit:
                 raise SourceRefused(response.url, f"its answer is longer than {limit} bytes")
@@ -290,7 +314,10 @@ class Repository:
 
 
 def parse_manifest(raw: bytes, media_type: str, *, subject: str) -> Manifest:
-    """What `raw` says; its own mediaType must not contradict the one it came as. Raises SourceRefused."""
+    """What `raw` says; its own mediaType must not contradict the one it came as. Raises SourceRefused.
+
+    A server that knows nothing of manifests may send it as anything else, when it has a mediaType of its own.
+    """
     try:
         value = json.loads(raw)
         own = value.get("mediaType") or media_type
@@ -298,8 +325,11 @@ def parse_manifest(raw: bytes, media_type: str, *, subject: str) -> Manifest:
         fits = value.get("schemaVersion") == 2 and own in kind and ("manifests" in value) != ("layers" in value)
     except (ValueError, AttributeError, TypeError, RecursionError):
         fits, own, value = False, media_type, {}
+    if fits and own != media_type and media_type in (*MANIFESTS, *INDEXES):
+        raise SourceRefused(subject, f"it came as {media_type} and says it is {own}")
     if not fits:
-        raise SourceRefused(subject, f"it is no manifest or index that is understood here ({own[:100] or 'no type'})")
+        words = printable(own)[:100] if isinstance(own, str) and own else "no type"
+        raise SourceRefused(subject, f"it is no manifest or index that is understood here ({words})")
     return Manifest(raw, Digest.of(raw), own, value)
 
 
@@ -321,10 +351,18 @@ def choose(index: Manifest, arch: Arch, *, subject: str) -> list[Mapping[str, An
             seen.add(name)
     found = [entry for _, entry in sorted(exact, key=lambda pair: pair[0])] + nested
     if not found:
-        raise SourceRefused(
-            subject, f"it has nothing for linux/{arch.debian}, only {', '.join(sorted(seen)) or 'nothing'}"
-        )
+        there = sorted(printable(name) for name in seen)[:_MOST_NAMED]
+        raise SourceRefused(subject, f"it has nothing for linux/{arch.debian}, only {', '.join(there) or 'nothing'}")
     return found
+
+
+def _challenges(header: str) -> dict[str, dict[str, str]]:
+    """The parameters of each scheme that a WWW-Authenticate header offers (RFC 9110, 11.6.1); one may offer several."""
+    _, *parts = _SCHEME.split(header)
+    return {
+        scheme.lower(): {name.lower(): value for name, value in _PARAMETER.findall(rest)}
+        for scheme, rest in zip(parts[::2], parts[1::2], strict=True)
+    }
 
 
 def _objects(value: object) -> list[Mapping[str, Any]]:

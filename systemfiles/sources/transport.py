@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import ipaddress
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
 from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
 
@@ -23,6 +26,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from systemfiles.foundation.digest import CHUNK
 from systemfiles.foundation.errors import SourceRefused
+from systemfiles.sources.connection import TimelyAdapter
 from systemfiles.version import __version__
 
 log = logging.getLogger(__name__)
@@ -60,11 +64,11 @@ class Unreachable(Exception):
 
 
 class Answered(Exception):
-    """An answer that is no success: `status`, and how many seconds the origin asks to wait."""
+    """An answer that is no success: who gave it, `status`, and how many seconds the origin asks to wait."""
 
-    def __init__(self, url: str, response: requests.Response) -> None:
-        super().__init__(f"HTTP {response.status_code} {response.reason or ''}".rstrip())
-        self.url = url
+    def __init__(self, response: requests.Response) -> None:
+        super().__init__(printable(f"HTTP {response.status_code} {response.reason or ''}".rstrip()))
+        self.url = response.url
         self.status = response.status_code
         self.headers = response.headers
         self.retry_after = _seconds(response.headers.get("Retry-After"))
@@ -104,8 +108,8 @@ class Attempts:
 class Transport:
     """Makes requests for one purpose; safe to share among threads."""
 
-    def __init__(self, bounds: Bounds = BOUNDS, *, proxies: Mapping[str, str] | None = None) -> None:
-        self.bounds = bounds
+    def __init__(self, bounds: Bounds | None = None, *, proxies: Mapping[str, str] | None = None) -> None:
+        self.bounds = bounds or BOUNDS
         self._proxies = dict(proxies or {})
         self._local = threading.local()
 
@@ -121,13 +125,13 @@ class Transport:
     ) -> Iterator[requests.Response]:
         """The answer to one request, its body not yet read; redirects are followed for GET and HEAD.
 
-        `authorization` is asked for each URL on the way. Raises Answered for 4xx and 5xx, SourceRefused for redirects
-        that are not followed, Interrupted, Unreachable.
+        `authorization` is asked for each URL on the way. Raises Answered for everything but success, SourceRefused for
+        redirects that may not be followed, Interrupted, Unreachable.
         """
         response = self._follow(method, url, dict(headers or {}), authorization, body)
         try:
-            if response.status_code >= 400:
-                raise Answered(url, response)
+            if response.status_code >= 300:
+                raise Answered(response)
             yield response
         finally:
             response.close()
@@ -161,6 +165,7 @@ class Transport:
         body: BinaryIO | bytes | None,
     ) -> requests.Response:
         for _ in range(self.bounds.redirects + 1):
+            host_of(url)  # every URL on the way is one
             response = self._send(method, url, headers, authorization(url), body)
             target = response.headers.get("Location")
             if method not in ("GET", "HEAD") or response.status_code not in _REDIRECTS or target is None:
@@ -190,28 +195,39 @@ class Transport:
         except requests.ConnectionError as error:
             kind = Interrupted if isinstance(root_cause(error), ConnectionResetError | EOFError) else Unreachable
             raise kind(reason(error)) from error
-        except (requests.RequestException, HTTPError, UnicodeError) as error:
+        except (requests.RequestException, HTTPError, ValueError) as error:
             raise SourceRefused(url, reason(error)) from error
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = requests.Session()
+            session.mount("http://", TimelyAdapter())
+            session.mount("https://", TimelyAdapter())
+            # cookies know no ports, and nothing here needs any
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         return session
 
 
 def host_of(url: str) -> str:
-    """Host and port of `url`, without a port that is the scheme's own."""
-    parts = urlsplit(url)
-    usual = {"http": 80, "https": 443}.get(parts.scheme)
-    host = (parts.hostname or "").lower()
-    return host if parts.port in (None, usual) else f"{host}:{parts.port}"
+    """Host and port of `url`, without a port that is the scheme's own. Raises SourceRefused for what is no URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise SourceRefused(url, "it is no URL") from None
+    host = parts.hostname or ""
+    name = f"[{host}]" if ":" in host else host
+    return name if port in (None, {"http": 80, "https": 443}.get(parts.scheme)) else f"{name}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine."""
-    name = host.rsplit(":", 1)[0] if host.count(":") == 1 else host.strip("[]")
-    return name == "localhost" or name == "::1" or name.startswith("127.")
+    """Whether `host`, perhaps with a port, is this machine."""
+    name = re.sub(r":[0-9]*$", "", host) if host.count(":") == 1 or "]" in host else host
+    try:
+        return name == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -231,13 +247,20 @@ def reason(error: Exception) -> str:
     if isinstance(error, requests.ReadTimeout | ReadTimeoutError):
         return "it stayed silent for too long"
     cause = root_cause(error)
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return str(cause) or type(cause).__name__
+    text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or type(cause).__name__
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """What an origin says, in one line that can do a terminal no harm."""
+    return "".join(char if char.isprintable() else " " for char in text[:200])
 
 
 def _next(url: str, target: str) -> str:
-    following = urljoin(url, target)
+    try:
+        following = urljoin(url, target)
+    except ValueError as error:
+        raise SourceRefused(url, f"it redirects to {target[:200]!r}") from error
     if urlsplit(following).scheme not in ("http", "https"):
         raise SourceRefused(url, f"it redirects to {following[:200]!r}")
     if url.startswith("https:") and following.startswith("http:"):
@@ -249,11 +272,11 @@ def _seconds(retry_after: str | None) -> float | None:
     """The value of a Retry-After header (RFC 9110, 10.2.3), a number or a date, as seconds from now."""
     if retry_after is None:
         return None
-    if retry_after.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):
         return float(retry_after)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

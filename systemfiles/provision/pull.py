@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.content.layout import Descriptor
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import SourceRefused, StoreError
 from systemfiles.foundation.lock import locked
-from systemfiles.foundation.paths import Paths
-from systemfiles.foundation.progress import Progress, silent
+from systemfiles.provision.site import MIRRORS, Site
 from systemfiles.sources.http import candidates, try_each
 from systemfiles.sources.oci import INDEXES, Manifest, Reference, Repository, choose
 
 PARALLEL = 4
 DEEPEST_INDEX = 4
 LARGEST_LAYER = 16 << 30
-_HINT = "use a mirror ([mirrors] in versions.toml or $SYSTEMFILES_MIRRORS), or another profile, such as profile=debian"
 
 
 class Puller:
     """Pulls images; the same blob is fetched once, however many ask at the same time."""
 
-    def __init__(
-        self,
-        paths: Paths,
-        layout: Layout,
-        mirrors: Mapping[str, Iterable[str]],
-        *,
-        progress: Progress = silent,
-        timeout: float | None = None,
-    ) -> None:
-        self._paths = paths
-        self._layout = layout
-        self._mirrors = mirrors
-        self._progress = progress
-        self._timeout = timeout
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._layout = site.store.layout
 
     def pull(self, reference: str, arch: Arch) -> Descriptor:
         """The manifest of image `reference` for `arch`, with all it refers to in the content store.
@@ -48,7 +34,7 @@ class Puller:
         def get(place: str) -> None:
             pulled.append(self._pull_from(Reference.parse(place), arch))
 
-        try_each(candidates(reference, self._mirrors), get, subject=f"image {reference}", hint=_HINT)
+        try_each(candidates(reference, self._site.catalog.mirrors), get, subject=f"image {reference}", hint=MIRRORS)
         return pulled[-1]
 
     def _pull_from(self, reference: Reference, arch: Arch) -> Descriptor:
@@ -62,8 +48,12 @@ class Puller:
         # a layer may be named twice, and is fetched once
         distinct = {part.digest: part for part in parts}.values()
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
-            for fetched in [pool.submit(self._fetch, repository, part) for part in distinct]:
-                fetched.result()
+            try:
+                for fetched in [pool.submit(self._fetch, repository, part) for part in distinct]:
+                    fetched.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # without one of them the others are of no use
+                raise
         return self._layout.add_bytes(manifest.raw, manifest.media_type)
 
     def _for_arch(self, repository: Repository, found: Manifest, arch: Arch) -> Manifest:
@@ -81,10 +71,10 @@ class Puller:
     def _fetch(self, repository: Repository, part: Descriptor) -> None:
         if part.size > LARGEST_LAYER:
             raise SourceRefused(repository.name, f"its layer {part.digest} is {part.size} bytes long")
-        with locked(self._paths.lock(f"blob-{part.digest.hex}"), timeout=self._timeout):
+        with locked(self._site.paths.lock(f"blob-{part.digest.hex}"), timeout=self._site.timeout):
             if self._layout.intact(part.digest, part.size):
                 return
             with self._layout.new_file() as out:
                 subject = f"{repository.name} {part.digest.hex[:12]}"
-                repository.blob(part.digest, part.size, out, subject=subject, progress=self._progress)
+                repository.blob(part.digest, part.size, out, subject=subject, progress=self._site.progress)
                 self._layout.add(out, part.media_type)

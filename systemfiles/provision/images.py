@@ -8,42 +8,28 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Descriptor, Layout, image_config, manifest
+from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Descriptor, image_config, manifest
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.catalog import Catalog
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import IntegrityError, StoreError, blaming
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.lockfile import PackagePin
-from systemfiles.foundation.paths import Paths
-from systemfiles.foundation.progress import Progress, silent
+from systemfiles.provision.rolling import name_of_version
+from systemfiles.provision.site import FORGOTTEN, Site
 from systemfiles.recipes.busybox import layer_from_deb
-from systemfiles.rolling import name_of_version
 
 log = logging.getLogger(__name__)
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 SOURCE = "io.systemfiles.source"
-_FORGOTTEN = "an archive keeps only its newest packages; doit update moves to what it has now"
 
 
 class Images:
     """Provides base images in one data directory's content store."""
 
-    def __init__(
-        self,
-        paths: Paths,
-        catalog: Catalog,
-        layout: Layout,
-        *,
-        progress: Progress = silent,
-        timeout: float | None = None,
-    ) -> None:
-        self._paths = paths
-        self._catalog = catalog
-        self._layout = layout
-        self._progress = progress
-        self._timeout = timeout
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._layout = site.store.layout
 
     def kept(self, source: PackagePin | str, arch: Arch) -> tuple[Path, ...] | None:
         """The image's layers when all of it is here and intact."""
@@ -66,7 +52,7 @@ class Images:
         """
         if kept := self.kept(source, arch):
             return kept
-        with locked(self._paths.lock(_name(source, arch)), timeout=self._timeout):
+        with locked(self._site.paths.lock(_name(source, arch)), timeout=self._site.timeout):
             if kept := self.kept(source, arch):
                 return kept
             target = self._from_package(source, arch) if isinstance(source, PackagePin) else self._pull(source, arch)
@@ -77,12 +63,9 @@ class Images:
             )
 
     def _pull(self, reference: str, arch: Arch) -> Descriptor:
-        from systemfiles.pull import Puller  # 100 ms for `requests`, and most runs fetch nothing
+        from systemfiles.provision.pull import Puller  # 100 ms for `requests`, and most runs fetch nothing
 
-        puller = Puller(
-            self._paths, self._layout, self._catalog.mirrors, progress=self._progress, timeout=self._timeout
-        )
-        target = puller.pull(reference, arch)
+        target = Puller(self._site).pull(reference, arch)
         return Descriptor(target.media_type, target.digest, target.size, {SOURCE: _identity(reference)})
 
     def _from_package(self, pin: PackagePin, arch: Arch) -> Descriptor:
@@ -96,10 +79,10 @@ class Images:
                 subject=f"busybox {pin.version} ({arch})",
                 digest=Digest.from_hex(pin.sha256),
                 size=pin.size,
-                mirrors=self._catalog.mirrors,
+                mirrors=self._site.catalog.mirrors,
                 proxies=apt_proxies(),
-                hint=_FORGOTTEN,
-                progress=self._progress,
+                hint=FORGOTTEN,
+                progress=self._site.progress,
             )
             with blaming(pin.url):
                 data = layer_from_deb(package.path, arch)

@@ -1,0 +1,89 @@
+"""The one place that joins catalog, sources, recipes and content store for one data directory."""
+
+from __future__ import annotations
+
+from systemfiles.content.artifacts import Artifacts
+from systemfiles.content.store import Store
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.catalog import Catalog
+from systemfiles.foundation.errors import UnknownVersion
+from systemfiles.foundation.files import write_file
+from systemfiles.foundation.lock import locked
+from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, check_version
+from systemfiles.foundation.progress import Progress, silent
+from systemfiles.provision.images import Images
+from systemfiles.provision.initrds import Initrds
+from systemfiles.provision.kernels import Kernels
+from systemfiles.provision.rolling import Move, Rolling
+from systemfiles.provision.site import Site
+
+
+class Provisioner:
+    """Provides the artifacts of one catalog in one data directory. Safe to share among threads and processes."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        catalog: Catalog,
+        artifacts: Artifacts,
+        *,
+        progress: Progress = silent,
+        timeout: float | None = None,
+    ) -> None:
+        self.rolling = Rolling(paths, catalog, timeout=timeout)
+        self.store = Store(paths, artifacts)
+        site = Site(paths, catalog, self.store, self.rolling, progress, timeout)
+        self.kernels = Kernels(site)
+        self.initrds = Initrds(site, Images(site))
+        self._paths = paths
+        self._catalog = catalog
+        self._timeout = timeout
+
+    def require_known(self, kernel: str, initrd: str, arch: Arch) -> None:
+        """Refuses a name that neither catalog, nor lock, nor disk has, before any work is done for the other.
+
+        Raises InvalidName, UnknownVersion, UnsupportedArch.
+        """
+        lock = self.rolling.read()
+        for kind, name, offered, pinned in (
+            (KERNEL, kernel, self._catalog.kernel, lock.kernel),
+            (INITRD, initrd, self._catalog.initrd, lock.initrd),
+        ):
+            check_version(kind, name)
+            there = [version for version, _ in self.store.artifacts.versions(kind)]
+            if name not in offered and name not in pinned and name not in there:
+                raise UnknownVersion(kind, name, known=sorted({*offered, *pinned, *there}))
+        if kernel in self._catalog.kernel:
+            self._catalog.find_kernel(kernel, arch)
+
+    def update(self, kernel: str, initrd: str, arch: Arch) -> tuple[Move, ...]:
+        """Moves the rolling names among these to what apt has now, once all of that is provisioned."""
+        resolved = self.rolling.newest([kernel], [initrd], arch)
+        version = resolved.kernels[kernel][0] if kernel in resolved.kernels else kernel
+        provided = self.kernels.provide(version, arch).artifact
+        self.initrds.provide(initrd, provided, arch, newer=resolved.busyboxes)
+        return self.rolling.settle(resolved, arch)
+
+    def write_manifest(self) -> int:
+        """Brings SHA256SUMS and our names in index.json up to date; returns how many files are listed."""
+        self.store.reassert()
+        with locked(self._paths.lock("SHA256SUMS"), timeout=self._timeout):
+            data = self._manifest()
+            write_file(self._paths.sha256sums, data, scratch=self._paths.tmp, mode=0o644)
+        return data.count(b"\n")
+
+    def manifest_is_current(self) -> bool:
+        """Whether `write_manifest` would change nothing."""
+        try:
+            return self._paths.sha256sums.read_bytes() == self._manifest() and self.store.is_asserted()
+        except FileNotFoundError:
+            return False
+
+    def _manifest(self) -> bytes:
+        lines = []
+        for kind in KINDS:
+            for version, arch in self.store.artifacts.versions(kind):
+                artifact = self.store.artifacts.load(kind, version, arch)
+                for name, facts in sorted(artifact.files.items()):
+                    lines.append(f"{facts.sha256}  {kind}/{version}/{arch}/{name}\n")
+        return "".join(lines).encode()

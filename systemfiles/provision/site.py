@@ -1,0 +1,62 @@
+"""What the makers of artifacts share: one data directory, one catalog, and how to wait and to report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from systemfiles.content.artifacts import Artifact
+from systemfiles.content.layout import Descriptor
+from systemfiles.content.store import Store
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.catalog import Catalog
+from systemfiles.foundation.lock import locked
+from systemfiles.foundation.paths import Paths, check_version
+from systemfiles.foundation.progress import Progress
+from systemfiles.provision.rolling import Rolling
+
+BLOB = "application/octet-stream"
+RECOVERED = "written again from the content store"
+MIRRORS = (
+    "use a mirror ([mirrors] in versions.toml or $SYSTEMFILES_MIRRORS), or another profile, such as profile=debian"
+)
+FORGOTTEN = "an archive keeps only its newest packages; doit update moves to what it has now"
+
+
+class Made(NamedTuple):
+    """An artifact, and what it took: "" when it was kept as it was."""
+
+    artifact: Artifact
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where artifacts are made, and from what catalog. `timeout` is in seconds, None for ever."""
+
+    paths: Paths
+    catalog: Catalog
+    store: Store
+    rolling: Rolling
+    progress: Progress
+    timeout: float | None
+
+    def locked(self, kind: str, version: str, arch: Arch) -> AbstractContextManager[None]:
+        """The lock under which one artifact is made. Raises InvalidName, LockTimeout."""
+        return locked(self.paths.lock(f"{kind}-{check_version(kind, version)}-{arch}"), timeout=self.timeout)
+
+
+def new_record(
+    kind: str, version: str, arch: Arch, files: Mapping[str, Descriptor], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What every artifact's record begins with."""
+    return {
+        "schema": 1,
+        "kind": kind,
+        "version": version,
+        "arch": arch.value,
+        "files": {name: {"sha256": file.digest.hex, "size": file.size} for name, file in files.items()},
+        "inputs": dict(inputs),
+    }

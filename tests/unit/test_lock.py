@@ -1,0 +1,173 @@
+"""Locks exclude threads and processes, say who has them, and die with their holder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from systemfiles.foundation.errors import LockTimeout, StoreError
+from systemfiles.foundation.lock import locked
+
+fork = multiprocessing.get_context("fork")  # ten times as fast to start as a new interpreter
+
+
+def _count(counter: Path, lock: Path, times: int) -> None:
+    for _ in range(times):
+        with locked(lock):
+            value = int(counter.read_text())
+            time.sleep(0.0005)  # invites the others to read the same value
+            counter.write_text(str(value + 1))
+
+
+def _hold(lock: Path, ready: Connection) -> None:
+    with locked(lock):
+        ready.send("held")
+        signal.pause()
+
+
+@contextlib.contextmanager
+def held_by_another_process(lock: Path) -> Iterator[int]:
+    """The process that holds the lock, which is killed in the end."""
+    ours, theirs = fork.Pipe()
+    holder = fork.Process(target=_hold, args=(lock, theirs))
+    holder.start()
+    assert ours.recv() == "held"
+    assert holder.pid is not None
+    try:
+        yield holder.pid
+    finally:
+        holder.kill()
+        holder.join()
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "locks" / "it.lock"
+
+
+def test_one_thread_at_a_time_has_it(tmp_path: Path, lock: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    threads = [threading.Thread(target=_count, args=(counter, lock, 6)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counter.read_text() == "48"
+
+
+def test_one_process_at_a_time_has_it(tmp_path: Path, lock: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    processes = [fork.Process(target=_count, args=(counter, lock, 6)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 8
+    assert counter.read_text() == "48"
+
+
+def test_whoever_waits_in_vain_learns_who_has_it(lock: Path) -> None:
+    with held_by_another_process(lock) as holder, pytest.raises(LockTimeout) as caught, locked(lock, timeout=0.05):
+        pass
+    assert caught.value.path == lock
+    assert caught.value.holder.startswith(f"process {holder} (")
+    assert caught.value.hint
+
+
+def test_waiting_takes_about_as_long_as_it_should(lock: Path) -> None:
+    with held_by_another_process(lock):
+        began = time.monotonic()
+        with pytest.raises(LockTimeout), locked(lock, timeout=0.2):
+            pass
+        assert 0.2 <= time.monotonic() - began < 2
+
+
+def test_a_timeout_of_zero_asks_once(lock: Path) -> None:
+    with locked(lock, timeout=0):
+        pass
+    with held_by_another_process(lock), pytest.raises(LockTimeout), locked(lock, timeout=0):
+        pass
+
+
+def test_a_killed_holder_no_longer_has_it(lock: Path) -> None:
+    with held_by_another_process(lock) as holder:
+        os.kill(holder, signal.SIGKILL)
+        with locked(lock, timeout=5):
+            pass
+
+
+@pytest.mark.parametrize("interruption", [ValueError, KeyboardInterrupt])
+def test_an_interrupted_holder_no_longer_has_it(lock: Path, interruption: type[BaseException]) -> None:
+    with pytest.raises(interruption), locked(lock):
+        raise interruption
+    with locked(lock, timeout=0):
+        pass
+
+
+def test_it_is_free_again_though_a_child_that_was_forked_meanwhile_lives_on(lock: Path) -> None:
+    child = fork.Process(target=signal.pause)
+    try:
+        with locked(lock):
+            child.start()
+        with locked(lock, timeout=0):
+            pass
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_another_name_is_another_lock(lock: Path) -> None:
+    with locked(lock), locked(lock.with_name("other.lock"), timeout=0):
+        pass
+
+
+def test_the_file_says_who_has_it_and_stays(lock: Path) -> None:
+    with locked(lock):
+        facts = json.loads(lock.read_text())
+    assert facts["pid"] == os.getpid()
+    assert facts["command"]
+    assert time.strptime(facts["since"], "%Y-%m-%dT%H:%M:%SZ")
+    assert lock.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"pid": 1}', b"x" * 1_000_000])
+def test_an_unreadable_holder_is_unknown(lock: Path, content: bytes) -> None:
+    with held_by_another_process(lock):
+        lock.write_bytes(content)
+        with pytest.raises(LockTimeout) as caught, locked(lock, timeout=0):
+            pass
+    assert caught.value.holder == "unknown"
+
+
+def test_a_longer_text_of_an_earlier_holder_is_gone(lock: Path) -> None:
+    lock.parent.mkdir()
+    lock.write_text("x" * 1000)
+    with locked(lock):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_full_disk_keeps_nobody_from_locking(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with locked(lock), pytest.raises(LockTimeout), locked(lock, timeout=0):
+        pass
+
+
+def test_a_lock_that_may_not_be_made_is_a_store_error() -> None:
+    with pytest.raises(StoreError), locked(Path("/sys/systemfiles/it.lock")):
+        pass
