@@ -6,6 +6,7 @@ keeps no state of its own (its database lives in memory), so two runs, `ensure()
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -276,6 +277,11 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]  # doit has no types
         self._kept: list[str] = []
         self._done: list[str] = []
 
+    def write(self, text: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # whoever read us has seen enough; the work goes on
+            self.outstream.write(text)
+            self.outstream.flush()
+
     def execute_task(self, task: Any) -> None:
         """Nothing: a line appears when the task ends."""
 
@@ -312,8 +318,8 @@ def _check(variables: Mapping[str, str]) -> None:
     if unknown:
         msg = f"there is no variable {', '.join(map(repr, unknown))}"
         raise UsageError(msg, details=VARIABLES.items())
-    if empty := [name for name, value in variables.items() if not value]:
-        msg = f"{empty[0]}= has no value"
+    if variables.get("data_dir") == "":
+        msg = "data_dir= names no directory"
         raise UsageError(msg)
     for name in _SWITCHES:
         if variables.get(name, "no") not in ("yes", "no"):

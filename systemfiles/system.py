@@ -92,7 +92,7 @@ class SystemFiles:
         found = self._resolve(KERNEL, kernel)
         root = self._resolve(INITRD, initrd)
         if not root.fits(found):
-            raise IncompatiblePair(kernel, initrd, requires=str(root.record.get("requires_kernel")))
+            raise IncompatiblePair(kernel, initrd, requires=str(root.requires_kernel))
         return _boot_files(found, root)
 
     def kernel_path(self, version: str) -> Path:

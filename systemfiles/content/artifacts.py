@@ -80,6 +80,12 @@ class Artifact(NamedTuple):
         inputs: dict[str, Any] = self.record["inputs"]
         return inputs
 
+    @property
+    def requires_kernel(self) -> str | None:
+        """The kernel version whose modules an initrd was given."""
+        required: str | None = self.record.get("requires_kernel")
+        return required
+
     def fits(self, kernel: Artifact) -> bool:
         """Whether this initrd goes with `kernel`: it carries no modules, or those of a kernel with the same ones."""
         carried = self.inputs.get("kernel", {}).get("modules")

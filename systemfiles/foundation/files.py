@@ -23,7 +23,15 @@ from systemfiles.foundation.errors import DigestMismatch, NoSpace, SizeMismatch,
 READ_ONLY = 0o444
 _FICLONE = 0x40049409  # linux/fs.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FORBIDDEN = "provisioning needs write permission on the data directory"
+_IN_THE_WAY = "something else is in its place: move that away"
+_HINTS = {
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.EROFS: _FORBIDDEN,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+}
 
 
 @contextlib.contextmanager
@@ -34,7 +42,7 @@ def storing(path: Path, *, needed: int | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise NoSpace(path, needed=needed, free=free_bytes(path)) from error
-        hint = "provisioning needs write permission on the data directory" if error.errno in _FORBIDDEN else None
+        hint = _HINTS.get(error.errno or 0)
         msg = f"{error.filename2 or error.filename or path} cannot be written ({error.strerror})"
         raise StoreError(msg, hint=hint) from error
 

@@ -146,8 +146,7 @@ class Initrds:
             return None
         kept = self._site.store.kept(INITRD, plan.version, arch, plan.inputs)
         if kept is not None and not kept.fits(plan.kernel):
-            requires = str(kept.record.get("requires_kernel"))
-            raise IncompatiblePair(plan.kernel.version, plan.version, requires=requires)
+            raise IncompatiblePair(plan.kernel.version, plan.version, requires=str(kept.requires_kernel))
         return kept
 
     def _make(self, name: str, version: str | None, pin: InitrdPin, kernel: Artifact, arch: Arch) -> Made:

@@ -63,6 +63,9 @@ class Kernels:
         if version in self._site.catalog.kernel:
             msg = f"{version} is a name of the catalog already"
             raise UsageError(msg, hint="choose another --version")
+        if not path.is_file():
+            msg = f"{path} is not a file"
+            raise UsageError(msg, hint="give the path of a kernel")
         with self._site.locked(KERNEL, version, arch), self._site.store.layout.new_file() as source:
             _read_into(source, path)
             inputs = {"sha256": source.digest().hex}

@@ -34,7 +34,8 @@ class Provisioner:
         self.store = Store(paths, artifacts)
         site = Site(paths, catalog, self.store, self.rolling, progress, timeout)
         self.kernels = Kernels(site)
-        self.initrds = Initrds(site, Images(site))
+        self.images = Images(site)
+        self.initrds = Initrds(site, self.images)
         self._paths = paths
         self._catalog = catalog
         self._timeout = timeout
