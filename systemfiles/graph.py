@@ -190,7 +190,7 @@ class Graph:
 
     def _task_test(self) -> dict[str, Any]:
         """run all tests: linters, unit, contract, integration and boot"""
-        return _task(None, partial(self._pytest, "tests"), doc=self._task_test.__doc__)
+        return _task(None, partial(self._python, "-m", "pytest", "-n", "auto", "tests"), doc=self._task_test.__doc__)
 
     def _task_bench(self) -> dict[str, Any]:
         """print what the hot paths cost, as ratios to well-known programs in the same run"""
@@ -254,10 +254,9 @@ class Graph:
 
     def _setup(self) -> Note:
         wanted = self._wanted_packages()
-        return "".join(f"\n   {name}: {wanted[name]}" for name in install(wanted))
-
-    def _pytest(self, *words: str) -> Note:
-        return self._python("-m", "pytest", *words)
+        missing = missing_packages(wanted)
+        sys.stderr.write("".join(f"   apt-get install {name:<18} {wanted[name]}\n" for name in missing))
+        return f"{len(install(missing))} packages installed"
 
     def _python(self, *words: str) -> Note:
         done = subprocess.run([sys.executable, *words], cwd=self._checkout, check=False)

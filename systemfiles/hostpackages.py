@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from systemfiles.foundation.errors import ToolFailed, UsageError
@@ -18,6 +18,7 @@ PROVISIONING = {"libarchive13": "reads distribution packages and compressed kern
 TESTS = {
     "busybox-static": "what our list of applets is compared with",
     "cpio": "an independent reader of initrds",
+    "docker-registry": "a real registry to pull from and push to; not started by the installation",
     "e2fsprogs": "makes the disks of test guests",
     "libarchive-tools": "bsdtar, another independent reader",
     "qemu-system-arm": "boots aarch64 guests",
@@ -36,12 +37,11 @@ def missing_packages(wanted: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(name for name in sorted(wanted) if not _installed(name))
 
 
-def install(wanted: Mapping[str, str]) -> tuple[str, ...]:
-    """Installs what is missing of `wanted`, starts no daemon, returns the names.
+def install(names: Sequence[str]) -> Sequence[str]:
+    """Installs these packages and starts no daemon; returns the names.
 
     Raises UsageError when that needs root, ToolFailed when apt fails.
     """
-    names = missing_packages(wanted)
     command = ["apt-get", "install", "-y", "--no-install-recommends", *names]
     if not names:
         return names
