@@ -190,7 +190,11 @@ class Graph:
 
     def _task_test(self) -> dict[str, Any]:
         """run all tests: linters, unit, contract, integration and boot"""
-        return _task(None, partial(self._python, "-m", "pytest", "-n", "auto", "tests"), doc=self._task_test.__doc__)
+        return _task(
+            None,
+            partial(self._python, "-m", "pytest", "-n", "auto", "--dist", "loadfile", "tests"),
+            doc=self._task_test.__doc__,
+        )
 
     def _task_bench(self) -> dict[str, Any]:
         """print what the hot paths cost, as ratios to well-known programs in the same run"""

@@ -83,7 +83,12 @@ class UnknownVersion(SystemFilesError):
         super().__init__(
             f"there is no {kind} version {version!r}",
             details=[("known", ", ".join(self.known) or "none")],
-            hint=f"add it to versions.toml, or take a local build in: systemfiles add {kind} FILE --version {version}",
+            hint="add it to versions.toml"
+            + (
+                f", or take a local build in: systemfiles add kernel FILE --version {version}"
+                if kind == "kernel"
+                else ""
+            ),
         )
         self.kind = kind
         self.version = version

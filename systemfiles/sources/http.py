@@ -63,9 +63,10 @@ def fetch(
     Raises DigestMismatch or SizeMismatch when the origin itself gave wrong bytes, else SourceUnavailable with every
     URL tried and why it failed (`hint` goes into it), and NoSpace before anything is fetched when it cannot fit.
     """
-    transport = Transport(bounds, proxies=proxies)
 
     def get(candidate: str) -> None:
+        # the proxies are those for the origin: a mirror is reached as the environment says
+        transport = Transport(bounds, proxies=proxies if candidate == url else None)
         if candidate.startswith("file:"):
             _copy(candidate, out, _most(size))
             out.check(candidate, size=size, digest=digest)

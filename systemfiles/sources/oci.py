@@ -292,7 +292,7 @@ class Repository:
             token = answer.get("token") or answer["access_token"]
         except (ValueError, KeyError, AttributeError, RecursionError):
             token = None
-        if not isinstance(token, str) or not token.isprintable():
+        if not isinstance(token, str) or not token or not token.isprintable():
             raise SourceRefused(self.name, f"{host}, where it sends us for a token, gives none")
         return token
 

@@ -201,12 +201,18 @@ class Transport:
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = requests.Session()
+            session = self._local.session = _Session()
             session.mount("http://", TimelyAdapter())
             session.mount("https://", TimelyAdapter())
             # cookies know no ports, and nothing here needs any
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
         return session
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """None: to know what a redirect asks for, `requests` would read all of its body."""
+        return None
 
 
 def host_of(url: str) -> str:
