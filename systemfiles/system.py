@@ -181,10 +181,10 @@ class SystemFiles:
         """The error for `name`, saying what a rolling name stands for here."""
         looked_in = error.looked_in if error else self.paths.kind(kind)
         try:
-            concrete = self.provisioner().rolling.concrete_kernel(name, self.arch) if kind == KERNEL else None
+            concrete = self.provisioner().rolling.read().rolling.get(name, {}).get(self.arch)
         except CatalogError:
             concrete = None
-        stands_for = concrete if error and concrete != name else None
+        stands_for = concrete if error else None
         return NotProvisioned(kind, name, self.arch.value, looked_in=looked_in, stands_for=stands_for)
 
 

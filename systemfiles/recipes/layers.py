@@ -293,14 +293,22 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:  # type: ignore[override]
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _EXTENDED and header.size > _EXTENDED_MAX):
-            msg = f"a header of {header.size} bytes"
-            raise tarfile.ReadError(msg)
-        if header.type == tarfile.GNUTYPE_SPARSE:
-            msg = "sparse files are not supported"
-            raise tarfile.ReadError(msg)
-        return header
+        return _checked(super().frombuf(buf, encoding, errors))
+
+    @classmethod
+    def _frombuf(cls, buf: bytes, encoding: str, errors: str, *, dircheck: bool = True) -> tarfile.TarInfo:
+        # what the releases of 2026 call instead, for every header; older ones do not have it
+        return _checked(super()._frombuf(buf, encoding, errors, dircheck=dircheck))  # type: ignore[misc]
+
+
+def _checked(header: tarfile.TarInfo) -> tarfile.TarInfo:
+    if header.size < 0 or (header.type in _EXTENDED and header.size > _EXTENDED_MAX):
+        msg = f"a header of {header.size} bytes"
+        raise tarfile.ReadError(msg)
+    if header.type == tarfile.GNUTYPE_SPARSE:
+        msg = "sparse files are not supported"
+        raise tarfile.ReadError(msg)
+    return header
 
 
 class _Unpacked:

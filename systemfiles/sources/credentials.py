@@ -128,4 +128,4 @@ def _from_netrc(host: str, environ: Mapping[str, str]) -> Credential | None:
     except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:
         log.warning("%s cannot be read (%s): going on without it", path, type(error).__name__)
         return None
-    return Credential(entry[0], entry[2] or "") if entry else None
+    return Credential(entry[0], entry[2] or "") if entry and entry[0] else None

@@ -29,6 +29,7 @@ from systemfiles.sources.transport import (
     Attempts,
     Interrupted,
     Transport,
+    following,
     host_of,
     is_loopback,
     printable,
@@ -176,8 +177,8 @@ class Repository:
             return
         self._actions = "pull,push"
         with self._open("POST", urljoin(self._base, "blobs/uploads/"), headers={"Content-Length": "0"}) as response:
-            location = urljoin(response.url, response.headers.get("Location", ""))
-        if urlsplit(location).scheme != urlsplit(self._base).scheme or host_of(location) != self._host:
+            location = following(response.url, response.headers.get("Location", ""))
+        if host_of(location) != self._host:
             raise SourceRefused(self.name, f"it wants the upload elsewhere, at {location[:200]!r}")
         separator = "&" if urlsplit(location).query else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}

@@ -171,7 +171,7 @@ class Transport:
             if method not in ("GET", "HEAD") or response.status_code not in _REDIRECTS or target is None:
                 return response
             response.close()
-            url = _next(url, target)
+            url = following(url, target)
         raise SourceRefused(url, f"it redirects more than {self.bounds.redirects} times")
 
     def _send(
@@ -262,16 +262,18 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text[:200])
 
 
-def _next(url: str, target: str) -> str:
+def following(url: str, location: str) -> str:
+    """Where the Location header of an answer from `url` leads. Raises SourceRefused when nobody should go there."""
     try:
-        following = urljoin(url, target)
+        target = urljoin(url, location)
     except ValueError as error:
-        raise SourceRefused(url, f"it redirects to {target[:200]!r}") from error
-    if urlsplit(following).scheme not in ("http", "https"):
-        raise SourceRefused(url, f"it redirects to {following[:200]!r}")
-    if url.startswith("https:") and following.startswith("http:"):
-        raise SourceRefused(url, f"it redirects from https to http ({host_of(following)})")
-    return following
+        raise SourceRefused(url, f"it sends us to {location[:200]!r}") from error
+    before, after = urlsplit(url).scheme, urlsplit(target).scheme
+    if after not in ("http", "https"):
+        raise SourceRefused(url, f"it sends us to {target[:200]!r}")
+    if (before, after) == ("https", "http"):
+        raise SourceRefused(url, f"it sends us from https to http, to {target[:200]!r}")
+    return target
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -150,7 +150,7 @@ def test_nothing_is_there_until_the_record_is(paths: Paths) -> None:
     (paths.data_dir).mkdir()
     (paths.data_dir / "blob").write_bytes(DATA)
     blobs = {"vmlinux": paths.data_dir / "blob", MODULES: paths.data_dir / "no blob"}
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StoreError):
         Artifacts(paths).publish(record(), blobs, created_at="now", created_by="a test")
     with pytest.raises(NotProvisioned):
         Artifacts(paths).load(*CHECKED)

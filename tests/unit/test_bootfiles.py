@@ -150,7 +150,7 @@ def test_copies_go_below_the_working_directory_as_absolute_paths(
 
 def test_copies_never_overwrite(boot: BootFiles, tmp_path: Path) -> None:
     (tmp_path / "initrd").write_bytes(b"mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(StoreError, match="initrd"):
         boot.copy_to(tmp_path)
     assert (tmp_path / "initrd").read_bytes() == b"mine"
 
