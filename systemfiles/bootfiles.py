@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import UsageError
+from systemfiles.foundation.errors import SystemFilesError, UsageError
 
 _CONSOLE = {
     ("cloud-hypervisor", Arch.X86_64): "console=ttyS0",
@@ -35,6 +35,10 @@ class KernelFile(NamedTuple):
     sha256: str
     size: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return _plain(self)
+
 
 class InitrdFile(NamedTuple):
     """An initrd on disk. `content_sha256` is of the uncompressed cpio, its identity on any host."""
@@ -45,6 +49,10 @@ class InitrdFile(NamedTuple):
     sha256: str
     size: int
     content_sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return _plain(self)
 
 
 class BootFiles(NamedTuple):
@@ -63,7 +71,7 @@ class BootFiles(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, to be kept with a VM's own records; `from_dict` reads it back."""
-        return {"kernel": _plain(self.kernel), "initrd": _plain(self.initrd)}
+        return {"kernel": self.kernel.to_dict(), "initrd": self.initrd.to_dict()}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BootFiles:
@@ -77,16 +85,19 @@ class BootFiles(NamedTuple):
     def copy_to(self, directory: Path | str) -> BootFiles:
         """Independent copies in `directory` (a reflink where possible), for whoever must own or change its files.
 
-        Raises StoreError, also when a file of that name is there, and NoSpace.
+        Raises DigestMismatch, NoSpace, and StoreError, also when a file of that name is there.
         """
-        from systemfiles.foundation.files import copy, make_dirs, storing
+        from systemfiles.foundation.files import copy_whole, make_dirs
 
         target = Path(directory).absolute()
         make_dirs(target)
         kernel, initrd = (target / part.path.name for part in self)
-        for part, path in ((self.kernel, kernel), (self.initrd, initrd)):
-            with storing(path, needed=part.size):
-                copy(part.path, path)
+        copy_whole(self.kernel.path, kernel, sha256=self.kernel.sha256)
+        try:
+            copy_whole(self.initrd.path, initrd, sha256=self.initrd.sha256)
+        except SystemFilesError:
+            kernel.unlink()  # both, or none
+            raise
         return BootFiles(self.kernel._replace(path=kernel), self.initrd._replace(path=initrd))
 
 

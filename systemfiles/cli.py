@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from systemfiles.bootfiles import BootFiles
+from systemfiles.bootfiles import InitrdFile, KernelFile
 from systemfiles.foundation.errors import SystemFilesError
 from systemfiles.system import SystemFiles
 from systemfiles.version import __version__
@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; nothing half-done is left\n")
+        return 130
     return status
 
 
@@ -137,20 +140,26 @@ def _provision(options: argparse.Namespace) -> int:
 
 def _path(options: argparse.Namespace) -> int:
     system = _system(options)
-    if not options.json and options.kernel and not options.initrd:
-        _say(str(system.kernel_path(options.kernel)))
-    elif not options.json and options.initrd and not options.kernel:
-        _say(str(system.initrd_path(options.initrd)))
+    if options.profile is not None:
+        system.catalog.find_profile(options.profile)  # a mistyped one is an error even where it is not needed
+    if options.kernel is not None and options.initrd is None:
+        _say_file(system.kernel(options.kernel), as_json=options.json)
+    elif options.initrd is not None and options.kernel is None:
+        _say_file(system.initrd(options.initrd), as_json=options.json)
     else:
-        _say_files(system.resolve(options.kernel, options.initrd), as_json=options.json)
+        files = system.resolve(options.kernel, options.initrd)
+        if options.json:
+            _say_json(files.to_dict())
+        else:
+            _say(f"kernel  {files.kernel.path}\ninitrd  {files.initrd.path}")
     return 0
 
 
-def _say_files(files: BootFiles, *, as_json: bool) -> None:
+def _say_file(file: KernelFile | InitrdFile, *, as_json: bool) -> None:
     if as_json:
-        _say_json(files.to_dict())
+        _say_json(file.to_dict())
     else:
-        _say(f"kernel  {files.kernel.path}\ninitrd  {files.initrd.path}")
+        _say(str(file.path))
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -182,10 +191,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _add(options: argparse.Namespace) -> int:
     # --version is the kernel's here, --arch may be absent
     kernel = _system(options).add_kernel(options.file, options.version)
-    if options.json:
-        _say_json({**kernel._asdict(), "path": str(kernel.path), "arch": kernel.arch.value})
-    else:
-        _say(f"kernel  {kernel.path}")
+    _say_file(kernel, as_json=options.json)
     return 0
 
 

@@ -20,7 +20,8 @@ from doit.reporter import ConsoleReporter
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import NotProvisioned, SystemFilesError, UsageError
+from systemfiles.foundation.catalog import Profile
+from systemfiles.foundation.errors import NotProvisioned, SourceError, SystemFilesError, UsageError
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.progress import ProgressBars
 from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packages
@@ -46,10 +47,10 @@ T = TypeVar("T")
 
 
 class Target(NamedTuple):
-    """A kernel and an initrd to provide for one architecture, by their names in the catalog."""
+    """A kernel to provide for one architecture, and the initrd to go with it unless only the kernel was asked for."""
 
     kernel: str
-    initrd: str
+    initrd: str | None
     arch: Arch
 
 
@@ -88,7 +89,7 @@ class Graph:
         self._bars = ProgressBars()
         self._system = SystemFiles(variables.get("data_dir"), catalog=catalog, profile=variables.get("profile"))
         self._provisioner = self._system.provisioner(progress=self._bars)
-        self.targets = tuple(self._select())
+        self.targets = _unique(self._select())
         for target in self.targets:
             self._provisioner.require_known(*target)
 
@@ -125,20 +126,27 @@ class Graph:
         """What is provided now, as (kind, path), each once."""
         for target in self.targets:
             kernel = self._kernel_of(target)
-            initrd = self._provisioner.initrds.kept(target.initrd, kernel, target.arch)
             yield KERNEL, kernel.path
-            if initrd is not None:
+            if target.initrd and (initrd := self._provisioner.initrds.kept(target.initrd, kernel, target.arch)):
                 yield INITRD, initrd.path
 
     def _select(self) -> Iterator[Target]:
         catalog = self._system.catalog
         everything = self._variables.get("all") == "yes"
         profiles = catalog.profile.values() if everything else [catalog.find_profile(self._system.profile)]
-        for name in dict.fromkeys(self._variables.get("arch", Arch.host().value).split(",")):
+        for arch in map(Arch.parse, self._variables.get("arch", Arch.host().value).split(",")):
             for profile in profiles:
-                kernel = self._variables.get("kernel", profile.kernel)
-                initrd = self._variables.get("initrd", profile.initrd)
-                yield Target(kernel, initrd, Arch.parse(name))
+                yield self._target(profile, arch)
+
+    def _target(self, profile: Profile, arch: Arch) -> Target:
+        """What the variables ask for: kernel= alone is that kernel, initrd= alone that initrd and its own kernel."""
+        kernel, initrd = self._variables.get("kernel"), self._variables.get("initrd")
+        alone = "profile" not in self._variables and "all" not in self._variables
+        if kernel is not None and initrd is None and alone:
+            return Target(kernel, None, arch)
+        if initrd is not None and kernel is None and alone:
+            kernel = self._provisioner.initrds.kernel_of(initrd, arch)
+        return Target(profile.kernel if kernel is None else kernel, profile.initrd if initrd is None else initrd, arch)
 
     # ── the pipeline ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -155,24 +163,25 @@ class Graph:
 
     def _task_busybox(self) -> Tasks:
         yield _about("busybox", "fetch the busybox that the initrd is built on into the content store")
-        for name, arch in _unique((target.initrd, target.arch) for target in self.targets):
+        for name, arch in _unique((target.initrd, target.arch) for target in self.targets if target.initrd):
             done = partial(self._provisioner.initrds.kept_busybox, name, arch)
-            make = partial(self._provisioner.initrds.busybox, name, arch)
-            yield _task(f"{name}:{arch}", make, done=done, after=[f"resolve:{arch}"])
+            yield _task(f"{name}:{arch}", partial(self._busybox, name, arch), done=done, after=[f"resolve:{arch}"])
 
     def _task_initrd(self) -> Tasks:
         yield _about("initrd", "build the initrd: busybox, /init, and the kernel's modules")
-        for target in self.targets:
+        for target in (target for target in self.targets if target.initrd):
             after = [f"kernel:{target.kernel}:{target.arch}", f"busybox:{target.initrd}:{target.arch}"]
             name = f"{target.initrd}:{target.arch}"
             if self._variables.get("all") == "yes":
                 name = f"{target.initrd}:{target.kernel}:{target.arch}"
-            yield _task(name, partial(self._initrd, target), done=partial(self._has_initrd, target), after=after)
+            make = partial(self._initrd, str(target.initrd), target)
+            yield _task(name, make, done=partial(self._has_initrd, target), after=after)
 
     def _task_manifest(self) -> dict[str, Any]:
         """write SHA256SUMS, and our names in the content store's index"""
         done = self._provisioner.manifest_is_current
-        return _task(None, self._write_manifest, done=done, after=["initrd"], doc=self._task_manifest.__doc__)
+        after = ["kernel", "initrd"]
+        return _task(None, self._write_manifest, done=done, after=after, doc=self._task_manifest.__doc__)
 
     # ── beside it ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -207,7 +216,8 @@ class Graph:
 
     def _names(self, arch: Arch) -> tuple[list[str], list[str]]:
         here = [target for target in self.targets if target.arch is arch]
-        return [*_unique(target.kernel for target in here)], [*_unique(target.initrd for target in here)]
+        initrds = _unique(target.initrd for target in here if target.initrd)
+        return [*_unique(target.kernel for target in here)], [*initrds]
 
     def _is_resolved(self, arch: Arch) -> bool:
         return not any(self._provisioner.rolling.missing(*self._names(arch), arch))
@@ -219,13 +229,24 @@ class Graph:
     def _kernel(self, name: str, arch: Arch) -> Note:
         return _note(self._provisioner.kernels.provide(name, arch))
 
-    def _has_initrd(self, target: Target) -> bool:
-        kernel = self._kernel_of(target)
-        kept = self._provisioner.initrds.kept(target.initrd, kernel, target.arch)
-        return kept is not None and self._provisioner.initrds.is_locked(target.initrd, kept, target.arch)
+    def _busybox(self, name: str, arch: Arch) -> Note:
+        try:
+            return self._provisioner.initrds.busybox(name, arch)
+        except SourceError as error:
+            # its archive may have forgotten it, which is no harm to what was built on it
+            if all(self._has_initrd(target) for target in self.targets if (target.initrd, target.arch) == (name, arch)):
+                return f"not here and not needed: {error.summary}"
+            raise
 
-    def _initrd(self, target: Target) -> Note:
-        return _note(self._provisioner.initrds.provide(target.initrd, self._kernel_of(target), target.arch))
+    def _has_initrd(self, target: Target) -> bool:
+        kernel, initrds, name = self._kernel_of(target), self._provisioner.initrds, target.initrd
+        if name is None:
+            return True
+        kept = initrds.kept(name, kernel, target.arch)
+        return kept is not None and initrds.is_locked(name, kept, kernel, target.arch)
+
+    def _initrd(self, name: str, target: Target) -> Note:
+        return _note(self._provisioner.initrds.provide(name, self._kernel_of(target), target.arch))
 
     def _kernel_of(self, target: Target) -> Artifact:
         kernel = self._provisioner.kernels.kept(target.kernel, target.arch)
@@ -310,7 +331,7 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]  # doit has no types
             return
         if self._kept and not self._done:
             self.write(f"-- everything is up to date ({len(self._kept)} targets)\n")
-        if "manifest" in (*self._kept, *self._done):
+        if {"manifest", "update"} & {*self._kept, *self._done}:
             self.write("\n")
             for kind, path in self.graph.paths():
                 self.write(f"{kind:<6}  {path}\n")
@@ -361,6 +382,8 @@ def _act(action: Callable[[], object]) -> dict[str, str] | TaskFailed:
         note = action()
     except (SystemFilesError, _Failed) as error:
         return TaskFailed(str(error))
+    except KeyboardInterrupt:
+        return TaskFailed("interrupted; nothing half-done is left, run it again to go on")
     return {"note": str(note) if note else ""}
 
 

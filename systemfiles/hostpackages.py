@@ -30,6 +30,7 @@ TESTS = {
 _NO_APT = "install these by the means of your distribution"
 # invoke-rc.d(8) asks this file before it starts a daemon of a package that was just installed; 101 means no
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_NO = "#!/bin/sh\n# written by `doit setup` of systemfiles while it installs packages\nexit 101\n"
 
 
 def missing_packages(wanted: Mapping[str, str]) -> tuple[str, ...]:
@@ -48,10 +49,9 @@ def install(names: Sequence[str]) -> Sequence[str]:
     if os.geteuid() != 0:
         msg = f"{', '.join(names)} must be installed, which needs root"
         raise UsageError(msg, hint=f"sudo {shlex.join(command)}")
-    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
     with _no_daemons():
         run(["apt-get", "update", "-q"], missing=_NO_APT)
-        run(command, missing=_NO_APT, timeout=1800)
+        run(["env", "DEBIAN_FRONTEND=noninteractive", *command], missing=_NO_APT, timeout=1800)
     return names
 
 
@@ -65,10 +65,10 @@ def _installed(name: str) -> bool:
 
 @contextlib.contextmanager
 def _no_daemons() -> Iterator[None]:
-    if _POLICY.exists():
+    if _POLICY.exists() and _POLICY.read_text() != _NO:
         yield  # the host has a policy of its own
         return
-    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.write_text(_NO)  # should this be killed, the next run knows its own file and removes it
     _POLICY.chmod(0o755)
     try:
         yield

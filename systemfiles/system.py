@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from systemfiles.bootfiles import BootFiles, InitrdFile, KernelFile
-from systemfiles.content.artifacts import Artifact, Artifacts
+from systemfiles.content.artifacts import Artifact, Artifacts, fits
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import CatalogError, IncompatiblePair, NotProvisioned, SystemFilesError
+from systemfiles.foundation.errors import (
+    CatalogError,
+    IncompatiblePair,
+    IntegrityError,
+    NotProvisioned,
+    StoreError,
+    SystemFilesError,
+)
 from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, default_data_dir
 
 if TYPE_CHECKING:
@@ -53,6 +60,7 @@ class SystemFiles:
         arch: Arch | str | None = None,
     ) -> None:
         self.paths = Paths(Path(data_dir) if data_dir else default_data_dir())
+        self._place = f" --data-dir {data_dir}" if data_dir else ""
         self.arch = Arch.parse(str(arch)) if arch else Arch.host()
         self.profile = profile
         self._catalog_path = Path(catalog) if catalog else None
@@ -77,6 +85,7 @@ class SystemFiles:
         kernel, initrd = self._names(kernel, initrd)
         provisioner = self.provisioner(progress=progress, timeout=timeout)
         provisioner.require_known(kernel, initrd, self.arch)
+        provisioner.rolling.resolve([kernel], [initrd], self.arch)
         provided = provisioner.kernels.provide(kernel, self.arch).artifact
         return _boot_files(provided, provisioner.initrds.provide(initrd, provided, self.arch).artifact)
 
@@ -88,20 +97,29 @@ class SystemFiles:
         """
         if kernel is None or initrd is None:
             defaults = self.default_versions()
-            kernel, initrd = kernel or defaults.kernel, initrd or defaults.initrd
+            kernel = defaults.kernel if kernel is None else kernel
+            initrd = defaults.initrd if initrd is None else initrd
         found = self._resolve(KERNEL, kernel)
         root = self._resolve(INITRD, initrd)
-        if not root.fits(found):
+        if not fits(root.inputs, found):
             raise IncompatiblePair(kernel, initrd, requires=str(root.requires_kernel))
         return _boot_files(found, root)
 
+    def kernel(self, version: str) -> KernelFile:
+        """This kernel, intact. Raises as `resolve`."""
+        return _kernel_file(self._resolve(KERNEL, version))
+
+    def initrd(self, version: str) -> InitrdFile:
+        """This initrd, intact. Raises as `resolve`."""
+        return _initrd_file(self._resolve(INITRD, version))
+
     def kernel_path(self, version: str) -> Path:
         """Where this kernel is, intact. Raises as `resolve`."""
-        return self._resolve(KERNEL, version).path
+        return self.kernel(version).path
 
     def initrd_path(self, version: str) -> Path:
         """Where this initrd is, intact. Raises as `resolve`."""
-        return self._resolve(INITRD, version).path
+        return self.initrd(version).path
 
     def default_versions(self) -> DefaultVersions:
         """What the profile's names stand for now, as concrete versions.
@@ -123,18 +141,27 @@ class SystemFiles:
         return _kernel_file(self.provisioner().kernels.add(Path(path), version, self.arch).artifact)
 
     def artifacts(self) -> Iterator[Artifact]:
-        """Everything on disk, of every architecture, sorted; records only, files not looked at."""
+        """Everything on disk, of every architecture, sorted; records only, files not looked at.
+
+        A version whose record is damaged is left out, with a warning in the log.
+        """
         for kind in KINDS:
             for version, arch in self._artifacts.versions(kind):
-                yield self._artifacts.load(kind, version, arch)
+                try:
+                    yield self._artifacts.load(kind, version, arch)
+                except IntegrityError as error:
+                    _warn(f"{kind} {version} ({arch}) is left out: {error.summary}")
 
     def verify(self) -> Verification:
         """Reads every byte of every artifact and of the content store and compares it with what is on record.
 
         What is found damaged is hashed again by whoever uses it next, so `ensure` repairs it and `resolve` refuses it.
         """
-        from systemfiles.content.layout import Layout
+        from systemfiles.content.store import Store
 
+        if not self.paths.system.is_dir():
+            msg = f"nothing was ever provisioned in {self.paths.data_dir}"
+            raise StoreError(msg, hint="is this the right data directory? (--data-dir, $SYSTEMFILES_DATA_DIR)")
         count = 0
         problems: list[SystemFilesError] = []
         for kind in KINDS:
@@ -144,7 +171,7 @@ class SystemFiles:
                     problems += self._artifacts.verify(self._artifacts.load(kind, version, arch))
                 except SystemFilesError as error:
                     problems.append(error)
-        problems += Layout(self.paths).verify()
+        problems += Store(self.paths, self._artifacts).verify()
         return Verification(count, tuple(problems))
 
     @property
@@ -164,10 +191,10 @@ class SystemFiles:
         return Provisioner(self.paths, self.catalog, self._artifacts, progress=progress or silent, timeout=timeout)
 
     def _names(self, kernel: str | None, initrd: str | None) -> tuple[str, str]:
-        if kernel and initrd:
+        if kernel is not None and initrd is not None and self.profile is None:
             return kernel, initrd
         profile = self.catalog.find_profile(self.profile)
-        return kernel or profile.kernel, initrd or profile.initrd
+        return profile.kernel if kernel is None else kernel, profile.initrd if initrd is None else initrd
 
     def _resolve(self, kind: str, version: str) -> Artifact:
         try:
@@ -175,26 +202,48 @@ class SystemFiles:
             self._artifacts.check(artifact)
         except NotProvisioned as error:
             raise self._missing(kind, version, error) from None
+        except IntegrityError as error:
+            error.hint = f"make it again: systemfiles provision --{kind} {version} --arch {self.arch}{self._place}"
+            raise
         return artifact
 
     def _missing(self, kind: str, name: str, error: NotProvisioned | None = None) -> NotProvisioned:
-        """The error for `name`, saying what a rolling name stands for here."""
-        looked_in = error.looked_in if error else self.paths.kind(kind)
+        """The error for `name`: which command provides it, or what a rolling name stands for here."""
+        arch = self.arch.value
+        if error is None:  # it came from the profile
+            profile = f" --profile {self.profile}" if self.profile else ""
+            provide = f"systemfiles provision{profile} --arch {arch}{self._place}"
+            return NotProvisioned(kind, name, arch, looked_in=self.paths.kind(kind), provide=provide)
         try:
-            concrete = self.provisioner().rolling.read().rolling.get(name, {}).get(self.arch)
+            stands_for = self.provisioner().rolling.read().stands_for(name, self.arch)
         except CatalogError:
-            concrete = None
-        stands_for = concrete if error else None
-        return NotProvisioned(kind, name, self.arch.value, looked_in=looked_in, stands_for=stands_for)
+            stands_for = ()
+        return NotProvisioned(
+            kind,
+            name,
+            arch,
+            looked_in=error.looked_in,
+            stands_for=", ".join(stands_for),
+            provide=f"systemfiles provision --{kind} {name} --arch {arch}{self._place}",
+        )
+
+
+def _warn(message: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning(message)
 
 
 def _boot_files(kernel: Artifact, initrd: Artifact) -> BootFiles:
-    content = str(initrd.record["content_sha256"])
-    return BootFiles(_kernel_file(kernel), InitrdFile(*_facts(initrd), content))
+    return BootFiles(_kernel_file(kernel), _initrd_file(initrd))
 
 
 def _kernel_file(kernel: Artifact) -> KernelFile:
     return KernelFile(*_facts(kernel))
+
+
+def _initrd_file(initrd: Artifact) -> InitrdFile:
+    return InitrdFile(*_facts(initrd), str(initrd.record["content_sha256"]))
 
 
 def _facts(artifact: Artifact) -> tuple[Path, str, Arch, str, int]:

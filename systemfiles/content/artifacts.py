@@ -5,7 +5,7 @@
     system/kernel/debian-cloud-6.1.192-2/x86_64/
     ├── vmlinux         a hard link to its blob, mode 0444
     ├── modules.tar     likewise; what initrds may take
-    ├── stamp.json      device, inode and mtime_ns of each file when its bytes were last hashed
+    ├── stamp.json      device, inode, mtime_ns and sha256 of each file when its bytes were last hashed
     └── artifact.json   written last: what it is, of what, from what; nothing is there until this file is
 
 A file is intact when its size is on record and its stamp is the one beside it; when only the stamp differs, it is
@@ -45,7 +45,8 @@ _REFUSED = "it was not handed out"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ARCHES = frozenset(arch.value for arch in Arch)
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, str]
+"""Device, inode, mtime in ns, and the sha256 (hex) of the bytes that were found there."""
 
 
 class FileFacts(NamedTuple):
@@ -86,10 +87,11 @@ class Artifact(NamedTuple):
         required: str | None = self.record.get("requires_kernel")
         return required
 
-    def fits(self, kernel: Artifact) -> bool:
-        """Whether this initrd goes with `kernel`: it carries no modules, or those of a kernel with the same ones."""
-        carried = self.inputs.get("kernel", {}).get("modules")
-        return carried is None or (MODULES in kernel.files and kernel.files[MODULES].sha256 == carried)
+
+def fits(initrd: Mapping[str, Any], kernel: Artifact) -> bool:
+    """Whether an initrd of these inputs goes with `kernel`: it carries no modules, or just the ones `kernel` has."""
+    carried = initrd.get("kernel", {}).get("modules")
+    return carried is None or (MODULES in kernel.files and kernel.files[MODULES].sha256 == carried)
 
 
 def boot_file(kind: str, arch: Arch) -> str:
@@ -120,7 +122,7 @@ class Artifacts:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._seen: dict[Path, Stamp] = {}  # what this process hashed, for when stamp.json may not be written
+        self._seen: dict[Path, Stamp] = {}  # what this process hashed where stamp.json may not be written
 
     def load(self, kind: str, version: str, arch: Arch) -> Artifact:
         """The artifact on record, its files not yet looked at. Raises NotProvisioned, IntegrityError, InvalidName."""
@@ -146,17 +148,15 @@ class Artifacts:
         """
         stamps: dict[str, Stamp] | None = None
         for name in names or (artifact.file,):
-            path = artifact.directory / name
             stamp = self._stamp(artifact, name)
-            if self._seen.get(path) == stamp:
-                continue
             if stamps is None:
                 stamps = _read_stamps(artifact.directory)
-            if stamps.get(name) != stamp:
-                stamp = self._hash(artifact, name)
-                stamps[name] = stamp
-                _try_writing_stamps(artifact.directory, stamps, self._paths.tmp)
-            self._seen[path] = stamp
+            if stamp in (stamps.get(name), self._seen.get(artifact.directory / name)):
+                continue
+            self._hash(artifact, name)
+            stamps[name] = stamp
+            if not _try_writing_stamps(artifact.directory, stamps, self._paths.tmp):
+                self._seen[artifact.directory / name] = stamp
 
     def verify(self, artifact: Artifact) -> Iterator[IntegrityError | NotProvisioned]:
         """Hashes every file of it, whatever its stamp says; yields what is wrong and forgets the stamps then."""
@@ -187,6 +187,12 @@ class Artifacts:
             if is_version(version) and arch in _ARCHES:
                 yield version, Arch(arch)
 
+    def unfinished(self, kind: str) -> Iterator[Path]:
+        """Directories of a version that hold something, but no record: lost, or a run that did not get to its end."""
+        for directory in sorted(self._paths.kind(kind).glob("*/*")):
+            if directory.is_dir() and any(directory.iterdir()) and not (directory / RECORD).exists():
+                yield directory
+
     def publish(
         self, record: Mapping[str, Any], blobs: Mapping[str, Path], *, created_at: str, created_by: str
     ) -> Artifact:
@@ -198,7 +204,9 @@ class Artifacts:
         make_dirs(directory)
         for name, blob in blobs.items():
             link_or_copy(blob, directory / name, scratch=self._paths.tmp)
-        stamps = {name: _stamp_of((directory / name).lstat()) for name in blobs}
+        # the blob was hashed; a copy, where a link was not possible, was not
+        linked = {name: (directory / name).lstat() for name, blob in blobs.items() if blob.samefile(directory / name)}
+        stamps = {name: _stamp_of(found, record["files"][name]["sha256"]) for name, found in linked.items()}
         _try_writing_stamps(directory, stamps, self._paths.tmp)
         whole = {**record, "created_at": created_at, "created_by": created_by}
         write_file(directory / RECORD, json.dumps(whole, indent=1).encode() + b"\n", scratch=self._paths.tmp)
@@ -211,19 +219,23 @@ class Artifacts:
             found = path.lstat()
         except FileNotFoundError:
             raise NotProvisioned(artifact.kind, artifact.version, artifact.arch.value, looked_in=path) from None
+        except OSError as error:
+            raise IntegrityError(path, expected="a file", got=error.strerror, consequence=_REFUSED) from error
         if not stat.S_ISREG(found.st_mode):
             raise IntegrityError(path, expected="a regular file", got="something else", consequence=_REFUSED)
         if found.st_size != expected:
             raise SizeMismatch(path, expected=f"{expected} bytes", got=f"{found.st_size} bytes", consequence=_REFUSED)
-        return _stamp_of(found)
+        return _stamp_of(found, artifact.files[name].sha256)
 
-    def _hash(self, artifact: Artifact, name: str) -> Stamp:
+    def _hash(self, artifact: Artifact, name: str) -> None:
         path = artifact.directory / name
-        before = _stamp_of(path.lstat())
         expected = Digest.from_hex(artifact.files[name].sha256)
-        if (got := hash_file(path)[0]) != expected:
+        try:
+            got = hash_file(path)[0]
+        except OSError as error:
+            raise IntegrityError(path, expected=expected, got=error.strerror, consequence=_REFUSED) from error
+        if got != expected:
             raise DigestMismatch(path, expected=expected, got=got, consequence=_REFUSED)
-        return before
 
 
 def _files(record: Mapping[str, Any]) -> dict[str, FileFacts]:
@@ -241,8 +253,8 @@ def _require(condition: bool) -> None:
         raise ValueError
 
 
-def _stamp_of(found: os.stat_result) -> Stamp:
-    return (found.st_dev, found.st_ino, found.st_mtime_ns)
+def _stamp_of(found: os.stat_result, sha256: str) -> Stamp:
+    return (found.st_dev, found.st_ino, found.st_mtime_ns, sha256)
 
 
 def _read_stamps(directory: Path) -> dict[str, Stamp]:
@@ -252,10 +264,11 @@ def _read_stamps(directory: Path) -> dict[str, Stamp]:
         return {}  # unreadable stamps only mean that the files are hashed again
 
 
-def _try_writing_stamps(directory: Path, stamps: Mapping[str, Stamp], scratch: Path) -> None:
+def _try_writing_stamps(directory: Path, stamps: Mapping[str, Stamp], scratch: Path) -> bool:
     from systemfiles.foundation.files import write_file
 
     try:
         write_file(directory / STAMPS, json.dumps(stamps).encode(), scratch=scratch, mode=0o644)
     except (OSError, StoreError):
-        return  # a read-only or full data directory resolves all the same, at the price of hashing once a process
+        return False  # a read-only or full data directory resolves all the same, and each process hashes once
+    return True

@@ -106,7 +106,8 @@ def canonical(value: object) -> bytes:
 class Layout:
     """One OCI image layout. Reading needs no lock; any number of threads and processes may add at once."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, *, timeout: float | None = None) -> None:
+        self._timeout = timeout
         self.root = paths.oci_cache
         self._scratch = paths.tmp
         self._lock = paths.lock("oci-cache")
@@ -151,7 +152,7 @@ class Layout:
             if size is not None and path.stat().st_size != size:
                 return False
             return hash_file(path)[0] == digest
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def read(self, digest: Digest, *, limit: int = LARGEST_JSON) -> bytes:
@@ -162,6 +163,9 @@ class Layout:
                 data = stream.read(limit + 1)
         except FileNotFoundError:
             raise NotFound(digest, looked_in=path.parent) from None
+        except OSError as error:
+            msg = f"{path} cannot be read ({error.strerror})"
+            raise StoreError(msg) from error
         if len(data) > limit:
             msg = f"blob {digest} is longer than the {limit} bytes read at once"
             raise StoreError(msg)
@@ -180,7 +184,7 @@ class Layout:
         if not marker.exists():
             write_file(marker, canonical({"imageLayoutVersion": "1.0.0"}), scratch=self._scratch, mode=0o644)
         if not self._index.exists():
-            with locked(self._lock):
+            with locked(self._lock, timeout=self._timeout):
                 if not self._index.exists():
                     self._write_index({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})
 
@@ -190,7 +194,7 @@ class Layout:
         for entry in self._read_index()["manifests"]:
             name = _name_of(entry)
             with contextlib.suppress(StoreError):  # what others write there need not be understood
-                if name is not None:
+                if name is not None and (name not in named or MANAGED not in named[name].annotations):
                     named[name] = Descriptor.from_json(entry)
         return named
 
@@ -204,11 +208,11 @@ class Layout:
             target.media_type, target.digest, target.size, {**target.annotations, REF_NAME: name, MANAGED: "true"}
         ).to_json()
         self.create()
-        with locked(self._lock):
+        with locked(self._lock, timeout=self._timeout):
             index = self._read_index()
             if entry in index["manifests"]:
                 return
-            others = [other for other in index["manifests"] if _name_of(other) != name]
+            others = [other for other in index["manifests"] if not _is_ours(other, name, target.digest)]
             index["manifests"] = [*others, entry]
             self._write_index(index)
 
@@ -234,16 +238,25 @@ class Layout:
             return []
 
     def verify(self) -> Iterator[IntegrityError]:
-        """Re-hashes every blob that index.json reaches; yields what is damaged or missing."""
+        """Re-hashes every blob that index.json reaches; yields what is damaged or missing.
+
+        A damaged blob of ours is removed where that is allowed, so that it is not taken for a good one.
+        """
         for name, target in self.names().items():
-            for descriptor in self.reachable(target):
-                path = self.blob(descriptor.digest)
-                if not path.exists():
-                    yield IntegrityError(
-                        path, expected=f"{descriptor.size} bytes", got="no file", consequence=f"{name} is not whole"
-                    )
-                elif (got := hash_file(path)[0]) != descriptor.digest:
-                    yield DigestMismatch(path, expected=descriptor.digest, got=got, consequence=f"{name} is not whole")
+            for part in self.reachable(target):
+                path = self.blob(part.digest)
+                consequence = f"{name} is not whole"
+                try:
+                    got = hash_file(path)[0]
+                except OSError as error:
+                    found = error.strerror if path.exists() else "no file"
+                    yield IntegrityError(path, expected=f"{part.size} bytes", got=found, consequence=consequence)
+                    continue
+                if got != part.digest:
+                    if MANAGED in target.annotations:
+                        with contextlib.suppress(StoreError):
+                            self.discard(part.digest)
+                    yield DigestMismatch(path, expected=part.digest, got=got, consequence=consequence)
 
     def discard(self, digest: Digest) -> None:
         """Removes a blob that turned out to be damaged."""
@@ -256,6 +269,9 @@ class Layout:
             index = _json_object(self._index.read_bytes(), str(self._index))
         except FileNotFoundError:
             return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
+        except OSError as error:
+            msg = f"{self._index} cannot be read ({error.strerror})"
+            raise StoreError(msg) from error
         except StoreError as error:
             raise StoreError(error.summary, hint=_MEND) from error
         entries = index.get("manifests")
@@ -272,6 +288,13 @@ def _name_of(entry: Mapping[str, Any]) -> str | None:
     annotations = entry.get("annotations")
     name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _is_ours(entry: Mapping[str, Any], name: str, digest: Digest) -> bool:
+    """Whether an entry is one that we wrote under `name`, perhaps without our mark after another tool's rewrite."""
+    if _name_of(entry) != name:
+        return False
+    return MANAGED in entry["annotations"] or entry.get("digest") == digest
 
 
 def _json_object(data: bytes, where: str) -> dict[str, Any]:

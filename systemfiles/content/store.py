@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from systemfiles.content.artifacts import RECORD, Artifact, Artifacts, parse_record
@@ -26,7 +26,13 @@ from systemfiles.content.layout import (
 )
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import IntegrityError, NotProvisioned, StoreError, VersionConflict
+from systemfiles.foundation.errors import (
+    IntegrityError,
+    NotProvisioned,
+    StoreError,
+    SystemFilesError,
+    VersionConflict,
+)
 from systemfiles.foundation.files import link_or_copy
 from systemfiles.foundation.paths import KINDS, Paths
 from systemfiles.version import __version__
@@ -59,8 +65,15 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
 class Store:
     """Finds, takes in and names artifacts. Callers hold the artifact's lock."""
 
-    def __init__(self, paths: Paths, artifacts: Artifacts, *, clock: Callable[[], float] = time.time) -> None:
-        self.layout = Layout(paths)
+    def __init__(
+        self,
+        paths: Paths,
+        artifacts: Artifacts,
+        *,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.layout = Layout(paths, timeout=timeout)
         self.artifacts = artifacts
         self._paths = paths
         self._clock = clock
@@ -91,23 +104,69 @@ class Store:
             return None
         if (record["kind"], record["version"], record["arch"]) != (kind, version, arch.value):
             return None
+        _require_same(kind, version, arch, record["inputs"], inputs)
         if not all(self.layout.intact(file.digest, file.size) for file in files.values()):
             return None
-        _require_same(kind, version, arch, record["inputs"], inputs)
         return self._publish(record, files)
 
     def put(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Artifact:
         """Publishes what was made: `files` are blobs of the layout, by file name; `record` describes them.
 
-        Raises VersionConflict when a damaged artifact of that name was on record with another content.
+        Raises VersionConflict when an artifact of that name, whatever became of its files, has another content on
+        record: on disk or in the layout.
         """
         kind, version, arch = record["kind"], record["version"], Arch.parse(record["arch"])
-        with contextlib.suppress(NotProvisioned, IntegrityError):
-            before = _content(self.artifacts.load(kind, version, arch).record)
-            if before != (now := _content(record)):
+        for known in self._records(kind, version, arch):
+            if (before := _content(known)) != (now := _content(record)):
                 raise VersionConflict(kind, version, arch.value, changes={"content": (before, now)})
         self._name(record, files)
         return self._publish(record, files)
+
+    def _records(self, kind: str, version: str, arch: Arch) -> Iterator[dict[str, Any]]:
+        with contextlib.suppress(NotProvisioned, IntegrityError):
+            yield self.artifacts.load(kind, version, arch).record
+        target = self.layout.names().get(layout_name(kind, version, arch))
+        with contextlib.suppress(StoreError, IntegrityError, KeyError, TypeError):
+            if target is not None:
+                yield self._read_manifest(target)[0]
+
+    def holds(self, kind: str, version: str, arch: Arch) -> bool:
+        """Whether this version is on record here, on disk or in the layout."""
+        return any(self._records(kind, version, arch))
+
+    def verify(self) -> Iterator[SystemFilesError]:
+        """What is wrong with the layout, with what it says of artifacts, and with directories that have no record."""
+        if not self.layout.exists():
+            msg = f"there is no content store at {self.layout.root}"
+            yield StoreError(msg, hint="doit or systemfiles provision makes it again from what is provided")
+        yield from self.layout.verify()
+        named = self.layout.names()
+        for target in named.values():
+            yield from self._unprovided(target)
+        for kind in KINDS:
+            for version, arch in self.artifacts.versions(kind):
+                if layout_name(kind, version, arch) not in named:
+                    yield IntegrityError(
+                        self.layout.root / "index.json",
+                        expected=f"an entry for {layout_name(kind, version, arch)}",
+                        got="none",
+                        consequence="another tool's collection may free its blobs",
+                    )
+            for directory in self.artifacts.unfinished(kind):
+                yield IntegrityError(directory, expected=RECORD, got="none", consequence="nothing in it is handed out")
+
+    def _unprovided(self, target: Descriptor) -> Iterator[SystemFilesError]:
+        """The error for an artifact of the layout that has no directory any more."""
+        try:
+            record = self._read_manifest(target)[0]
+        except (StoreError, IntegrityError, KeyError, TypeError):
+            return  # an image, or damage that is told of elsewhere
+        try:
+            self.artifacts.load(record["kind"], record["version"], Arch.parse(record["arch"]))
+        except NotProvisioned as error:
+            yield error
+        except IntegrityError:
+            return
 
     def reassert(self) -> None:
         """Makes index.json reach every artifact on disk again, should another tool have rewritten it."""

@@ -152,7 +152,7 @@ class Catalog(CatalogModel):
 
     def find_profile(self, name: str | None) -> Profile:
         """The profile called `name`, or the default one. Raises UnknownVersion."""
-        wanted = name or self.default_profile or ""
+        wanted = (self.default_profile or "") if name is None else name
         if wanted not in self.profile:
             raise UnknownVersion(PROFILE, wanted, known=self.profile)
         return self.profile[wanted]

@@ -81,7 +81,7 @@ class UnknownVersion(SystemFilesError):
     def __init__(self, kind: str, version: str, *, known: Iterable[str]) -> None:
         self.known = tuple(known)
         super().__init__(
-            f"there is no {kind} version {version!r}",
+            f"there is no {kind if kind == 'profile' else f'{kind} version'} {version!r}",
             details=[("known", ", ".join(self.known) or "none")],
             hint="add it to versions.toml"
             + (
@@ -106,14 +106,23 @@ class UnsupportedArch(SystemFilesError):
 
 
 class NotProvisioned(SystemFilesError):
-    """A version is not (wholly) on this disk."""
+    """A version is not (wholly) on this disk. `provide` is the command that provides it."""
 
-    def __init__(self, kind: str, version: str, arch: str, *, looked_in: object, stands_for: str | None = None) -> None:
-        provide = ("provide it", f"systemfiles provision --{kind} {version} --arch {arch}")
+    def __init__(
+        self,
+        kind: str,
+        version: str,
+        arch: str,
+        *,
+        looked_in: object,
+        stands_for: str = "",
+        provide: str | None = None,
+    ) -> None:
+        command = ("provide it", provide or f"systemfiles provision --{kind} {version} --arch {arch}")
         rolling = ("ask for", f"{stands_for}, which this rolling name stands for here")
         super().__init__(
             f"{kind} {version} ({arch}) is not provisioned",
-            details=[("looked in", looked_in), rolling if stands_for else provide],
+            details=[("looked in", looked_in), rolling if stands_for else command],
         )
         self.kind = kind
         self.version = version

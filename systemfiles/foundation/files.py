@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from systemfiles.foundation.digest import CHUNK, Digest, Hasher
+from systemfiles.foundation.digest import CHUNK, Digest, Hasher, hash_file
 from systemfiles.foundation.errors import DigestMismatch, NoSpace, SizeMismatch, StoreError
 
 READ_ONLY = 0o444
@@ -69,12 +69,18 @@ def make_dirs(path: Path) -> None:
         return
     make_dirs(path.parent)
     with storing(path):
-        try:
-            path.mkdir()
-        except FileExistsError:
-            return
         inherited = stat.S_IMODE(path.parent.stat().st_mode) & (stat.S_ISGID | stat.S_IWGRP)
-        path.chmod(0o755 | inherited)
+        try:
+            staged = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        try:
+            staged.chmod(0o755 | inherited)
+            staged.rename(path)  # nobody sees it with another mode
+        except OSError:
+            staged.rmdir()
+            if not path.is_dir():
+                raise
         fsync_path(path.parent)
 
 
@@ -195,6 +201,22 @@ def copy(source: Path, destination: Path) -> None:
                 raise
 
 
+def copy_whole(source: Path, final: Path, *, sha256: str) -> None:
+    """Makes `final` an independent, durable copy of `source`, verified; never over a file that is there."""
+    with storing(final):
+        work = Path(tempfile.mkdtemp(prefix=".copy-", dir=final.parent))
+        try:
+            staged = work / final.name
+            copy(source, staged)
+            if (got := hash_file(staged)[0]) != (expected := Digest.from_hex(sha256)):
+                raise DigestMismatch(source, expected=expected, got=got, consequence="it was not copied")
+            fsync_path(staged)
+            os.link(staged, final)  # unlike a rename, it replaces nothing
+            fsync_path(final.parent)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def scratch_dir(scratch: Path) -> Iterator[Path]:
     """A new directory in tmp/, removed with all it holds. Others may traverse it: apt drops its privileges."""
@@ -202,7 +224,7 @@ def scratch_dir(scratch: Path) -> Iterator[Path]:
     with storing(scratch):
         work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
     try:
-        work.chmod(0o755)
+        work.chmod(0o755 | stat.S_IMODE(work.stat().st_mode) & stat.S_ISGID)
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)

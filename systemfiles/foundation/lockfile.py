@@ -2,7 +2,8 @@
 
 JSON, portable (no paths of this host), and only ever added to by provisioning: `kernel` and `initrd` keep every
 concrete version that was ever resolved here, so that one whose files were lost can be made again from exactly the
-same inputs.
+same inputs. An initrd has a list, because several sets of inputs may give one content. What a later release adds
+survives a rewrite by this one.
 
 ::
 
@@ -10,7 +11,8 @@ same inputs.
      "rolling": {"debian-cloud": {"x86_64": "debian-cloud-6.1.192-2"}},
      "busybox": {"busybox-static": {"x86_64": {package, version, url, size, sha256}}},
      "kernel":  {"debian-cloud-6.1.192-2": {"x86_64": {package, version, url, size, sha256}}},
-     "initrd":  {"v1.0.0-3fa9c1d20b7e": {"x86_64": {init, busybox, kernel, load, carry, inputs}}}}
+     "initrd":  {"v1.0.0-3fa9c1d20b7e": {"x86_64": [{init, busybox, kernel, load, carry, inputs}]}},
+     "current": {"v1.0.0-debian": {"debian-cloud-6.1.192-2": {"x86_64": "v1.0.0-3fa9c1d20b7e"}}}}
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import (
     ArchKey,
-    CatalogModel,
     Module,
     Package,
     PinnedReference,
@@ -34,7 +35,7 @@ from systemfiles.foundation.catalog import (
     Url,
     VersionName,
 )
-from systemfiles.foundation.errors import CatalogError
+from systemfiles.foundation.errors import CatalogError, StoreError
 from systemfiles.foundation.files import write_file
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import Paths
@@ -42,7 +43,13 @@ from systemfiles.foundation.paths import Paths
 _MEND = "restore it from a backup, or remove it: rolling names are then resolved again, to what apt has now"
 
 
-class PackagePin(CatalogModel):
+class LockModel(BaseModel):
+    """What the tables of versions.lock are: frozen, and keeping keys that nobody here knows."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class PackagePin(LockModel):
     """One package file of a distribution's archive; `size` in bytes."""
 
     package: Package
@@ -52,8 +59,8 @@ class PackagePin(CatalogModel):
     sha256: Sha256
 
 
-class InitrdPin(CatalogModel):
-    """All that a concrete initrd was made from; `inputs` is the preimage of its content."""
+class InitrdPin(LockModel):
+    """All that a concrete initrd can be made from; `inputs` is the preimage of its content."""
 
     init: VersionName
     busybox: PinnedReference | PackagePin
@@ -66,20 +73,31 @@ class InitrdPin(CatalogModel):
 class VersionsLock(BaseModel):
     """The whole file. Edit it inside `editing_lock` only."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     rolling: dict[VersionName, dict[ArchKey, VersionName]] = {}
     busybox: dict[Package, dict[ArchKey, PackagePin]] = {}
     kernel: dict[VersionName, dict[ArchKey, PackagePin]] = {}
-    initrd: dict[VersionName, dict[ArchKey, InitrdPin]] = {}
+    initrd: dict[VersionName, dict[ArchKey, list[InitrdPin]]] = {}
+    current: dict[VersionName, dict[VersionName, dict[ArchKey, VersionName]]] = {}
 
     def find_initrd(self, inputs: dict[str, Any], arch: Arch) -> str | None:
         """The concrete initrd that was made from exactly these inputs."""
         for version, pins in sorted(self.initrd.items()):
-            if arch in pins and pins[arch].inputs == inputs:
+            if any(pin.inputs == inputs for pin in pins.get(arch, ())):
                 return version
         return None
+
+    def stands_for(self, name: str, arch: Arch) -> tuple[str, ...]:
+        """The concrete versions that a rolling name became here: one of a kernel, one for each kernel of an initrd."""
+        kernel = self.rolling.get(name, {}).get(arch)
+        initrds = {kernels[arch] for kernels in self.current.get(name, {}).values() if arch in kernels}
+        return (kernel,) if kernel else tuple(sorted(initrds))
+
+    def current_initrd(self, name: str, kernel: str, arch: Arch) -> str | None:
+        """What an initrd's name became when it was last provided for this kernel."""
+        return self.current.get(name, {}).get(kernel, {}).get(arch)
 
 
 def read_lock(path: Path) -> VersionsLock:
@@ -88,8 +106,11 @@ def read_lock(path: Path) -> VersionsLock:
         raw = path.read_bytes()
     except FileNotFoundError:
         return VersionsLock()
+    except IsADirectoryError as error:
+        raise CatalogError(path, [("file", "is a directory")], hint=_MEND) from error
     except OSError as error:
-        raise CatalogError(path, [("file", error.strerror or str(error))], hint=_MEND) from error
+        msg = f"{path} cannot be read ({error.strerror})"
+        raise StoreError(msg) from error
     try:
         return VersionsLock.model_validate_json(raw)
     except ValidationError as error:

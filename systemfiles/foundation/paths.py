@@ -74,4 +74,4 @@ class Paths:
 
     def lock(self, name: str) -> Path:
         """The file whose lock guards `name`."""
-        return self.locks / f"{name}.lock"
+        return self.locks / f"{re.sub(r'[^A-Za-z0-9._@-]', '_', name)}.lock"

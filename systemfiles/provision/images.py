@@ -41,7 +41,7 @@ class Images:
         except (StoreError, IntegrityError, KeyError, TypeError) as error:
             log.warning("%s in the content store cannot be used: %s", _name(source, arch), error)
             return None
-        if not all(self._layout.intact(layer.digest, layer.size) for layer in layers):
+        if not all(self._layout.intact(part.digest, part.size) for part in self._layout.reachable(target)):
             return None
         return tuple(self._layout.blob(layer.digest) for layer in layers)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from systemfiles.content.artifacts import MODULES, Artifact, boot_file
+from systemfiles.content.artifacts import MODULES, Artifact, boot_file, fits
 from systemfiles.content.store import changes
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import AptBusybox
@@ -27,15 +27,21 @@ from systemfiles.recipes.initrd import InitrdBuild, build_initrd, initrd_inputs
 
 
 class InitrdPlan(NamedTuple):
-    """What an initrd's name means today. `version` is None for content that was never built here."""
+    """What an initrd's name means today.
+
+    `version` is None for content that was never built here. A version that is `named_by_content` may come from several
+    sets of inputs; any other has one.
+    """
 
     version: str | None
     pin: InitrdPin | None
     kernel: Artifact
+    named_by_content: bool
 
     @property
     def inputs(self) -> dict[str, Any] | None:
-        return self.pin.inputs if self.pin else None
+        """What the version must have been made from; None when its name says it all."""
+        return None if self.named_by_content or self.pin is None else self.pin.inputs
 
 
 class Initrds:
@@ -46,18 +52,31 @@ class Initrds:
         self._images = images
 
     def concrete(self, name: str, kernel: Artifact, arch: Arch) -> str | None:
-        """The concrete version of an initrd's name for `kernel`; None for one that was never built here."""
-        if self._site.rolling.missing([], [name], arch)[1]:
-            return None
-        return self._plan(name, kernel, arch).version
+        """The concrete version that an initrd's name stands for with `kernel`; None when it was never provided.
 
-    def is_locked(self, name: str, initrd: Artifact, arch: Arch) -> bool:
-        """Whether versions.lock has what is needed to build a rolling initrd again."""
+        It is what today's inputs made, or else what was last provided: an update of something else, or a new release
+        of this package, changes nothing before its initrd is built.
+        """
+        if not self._site.rolling.missing([], [name], arch)[1] and (version := self._plan(name, kernel, arch).version):
+            return version
+        return self._site.rolling.read().current_initrd(name, kernel.version, arch)
+
+    def is_locked(self, name: str, initrd: Artifact, kernel: Artifact, arch: Arch) -> bool:
+        """Whether versions.lock knows what is needed to find this initrd by its name, and to build it again."""
         entry = self._site.catalog.initrd.get(name)
-        return entry is None or not entry.rolling or arch in self._site.rolling.read().initrd.get(initrd.version, {})
+        if entry is None or not entry.rolling:
+            return True
+        lock = self._site.rolling.read()
+        built = arch in lock.initrd.get(initrd.version, {})
+        return built and lock.current_initrd(name, kernel.version, arch) is not None
+
+    def kernel_of(self, name: str, arch: Arch) -> str | None:
+        """The kernel whose modules a concrete initrd carries, as versions.lock knows it."""
+        pins = self._site.rolling.read().initrd.get(name, {}).get(arch)
+        return pins[0].kernel if pins else None
 
     def kept(self, name: str, kernel: Artifact, arch: Arch) -> Artifact | None:
-        """The initrd called `name` for `kernel` when nothing is to do for it. Raises as `initrd`."""
+        """The initrd called `name` for `kernel` when nothing is to do for it. Raises as `provide`."""
         if self._site.rolling.missing([], [name], arch)[1]:
             return None
         return self._kept(self._plan(name, kernel, arch), arch)
@@ -67,23 +86,25 @@ class Initrds:
     ) -> Made:
         """The initrd called `name` that goes with `kernel`, intact on disk.
 
-        `newer` busybox packages are taken before those of versions.lock.
-        Raises as `kernel`, and IncompatiblePair for one that carries another kernel's modules.
+        `newer` busybox packages are taken before those of versions.lock. Raises as `Kernels.provide`, and
+        IncompatiblePair for an initrd that carries another kernel's modules.
         """
         if newer is None:
             self._site.rolling.resolve([], [name], arch)
         plan = self._plan(name, kernel, arch, newer)
         if kept := self._kept(plan, arch):
             return Made(kept, self._lock_again(name, plan, kept, arch))
-        with self._site.locked(INITRD, plan.version or name, arch):
+        with self._site.locked(INITRD, name, arch):
             plan = self._plan(name, kernel, arch, newer)
             if kept := self._kept(plan, arch):
                 return Made(kept, "")
             if plan.version and (recovered := self._site.store.recover(INITRD, plan.version, arch, plan.inputs)):
+                _require_fit(plan.version, recovered.inputs, kernel, recovered.requires_kernel)
                 return Made(recovered, RECOVERED)
             if plan.pin is None:
                 raise UnknownVersion(INITRD, name, known=self._site.catalog.initrd)
-            return self._make(name, plan.version, plan.pin, kernel, arch)
+            _require_fit(name, plan.pin.inputs, kernel, plan.pin.kernel)
+            return self._make(name, plan, plan.pin, arch)
 
     def kept_busybox(self, name: str, arch: Arch) -> bool:
         """Whether the base image of the initrd called `name` is in the content store."""
@@ -103,7 +124,8 @@ class Initrds:
         self, name: str, kernel: Artifact, arch: Arch, newer: Mapping[str, PackagePin] | None = None
     ) -> InitrdPlan:
         if name not in self._site.catalog.initrd:
-            return InitrdPlan(name, self._site.rolling.read().initrd.get(name, {}).get(arch), kernel)
+            pins = self._site.rolling.read().initrd.get(name, {}).get(arch)
+            return InitrdPlan(name, pins[0] if pins else None, kernel, named_by_content=True)
         entry = self._site.catalog.initrd[name]
         source = self._busybox_of(name, arch, newer)
         modular = MODULES in kernel.files and bool(entry.load or entry.carry)
@@ -122,7 +144,7 @@ class Initrds:
             ),
         )
         version = self._find(pin, arch) if entry.rolling else name
-        return InitrdPlan(version, pin, kernel)
+        return InitrdPlan(version, pin, kernel, named_by_content=entry.rolling)
 
     def _busybox_of(self, name: str, arch: Arch, newer: Mapping[str, PackagePin] | None = None) -> PackagePin | str:
         busybox = self._site.catalog.initrd[name].busybox
@@ -145,44 +167,65 @@ class Initrds:
         if plan.version is None:
             return None
         kept = self._site.store.kept(INITRD, plan.version, arch, plan.inputs)
-        if kept is not None and not kept.fits(plan.kernel):
-            raise IncompatiblePair(plan.kernel.version, plan.version, requires=str(kept.requires_kernel))
+        if kept is not None:
+            _require_fit(plan.version, kept.inputs, plan.kernel, kept.requires_kernel)
         return kept
 
-    def _make(self, name: str, version: str | None, pin: InitrdPin, kernel: Artifact, arch: Arch) -> Made:
-        layout = self._site.store.layout
+    def _make(self, name: str, plan: InitrdPlan, pin: InitrdPin, arch: Arch) -> Made:
+        store = self._site.store
         with ExitStack() as stack:
             layers = [stack.enter_context(path.open("rb")) for path in self._images.busybox(pin.busybox, arch)]
-            out = stack.enter_context(layout.new_file())
-            modules = kernel.directory / MODULES if pin.kernel else None
+            out = stack.enter_context(store.layout.new_file())
+            modules = plan.kernel.directory / MODULES if pin.kernel else None
             build = build_initrd(layers, out, init=pin.init, modules=modules, load=pin.load, carry=pin.carry)
-            files = {boot_file(INITRD, arch): layout.add(out, BLOB)}
-        concrete = f"{pin.init}-{build.content_sha256[:12]}"
-        if version not in (None, concrete) and version not in self._site.catalog.initrd:
-            raise VersionConflict(INITRD, version or "", arch.value, changes={"content": (version, concrete)})
-        version = version or concrete
-        record = {**new_record(INITRD, version, arch, files, pin.inputs), **_facts(build, pin)}
-        known = self._learn(name, version, pin, arch)
-        artifact = self._site.store.put(record, files)
+            files = {boot_file(INITRD, arch): store.layout.add(out, BLOB)}
+        concrete = f"{pin.init}-{build.content_sha256[:12]}" if plan.named_by_content else name
+        if plan.version not in (None, concrete):
+            raise VersionConflict(INITRD, name, arch.value, changes={"content": (plan.version, concrete)})
+        record = {**new_record(INITRD, concrete, arch, files, pin.inputs), **_facts(build, pin)}
+        with self._site.locked(INITRD, concrete, arch) if concrete != name else contextlib.nullcontext():
+            # other inputs may have made the same content, and that is the same version
+            artifact = store.kept(INITRD, concrete, arch, plan.inputs) or store.put(record, files)
+        known = self._learn(name, concrete, pin, plan.kernel, arch) if plan.named_by_content else None
         note = f"{human_size(files[artifact.file].size)}, {build.entries} entries, {len(build.modules)} modules"
-        why = changes(known.model_dump(mode="json"), pin.model_dump(mode="json")) if known else {}
+        why = changes(_readable(known), _readable(pin)) if known else {}
         return Made(artifact, note + "".join(f"\n   {key}: {old} → {new}" for key, (old, new) in why.items()))
 
     def _lock_again(self, name: str, plan: InitrdPlan, kept: Artifact, arch: Arch) -> str:
-        """Writes a rolling initrd that is on disk into a versions.lock that was lost."""
-        if plan.pin is None or self.is_locked(name, kept, arch):
+        """Writes a rolling initrd that is on disk into a versions.lock that does not know it."""
+        if plan.pin is None or self.is_locked(name, kept, plan.kernel, arch):
             return ""
-        self._learn(name, kept.version, plan.pin, arch)
-        return "versions.lock knows it again"
+        self._learn(name, kept.version, plan.pin, plan.kernel, arch)
+        return "known to versions.lock"
 
-    def _learn(self, name: str, version: str, pin: InitrdPin, arch: Arch) -> InitrdPin | None:
-        """Keeps what a rolling initrd was made from; returns the same of the one it follows."""
+    def _learn(self, name: str, version: str, pin: InitrdPin, kernel: Artifact, arch: Arch) -> InitrdPin | None:
+        """Keeps what a rolling initrd is made from and that it is the current one for `kernel`.
+
+        Returns what the one before it was made from: of this kernel, or else of another.
+        """
         with editing_lock(self._site.paths, timeout=self._site.timeout) as lock:
-            before = lock.rolling.get(name, {}).get(arch)
-            if version != name:
-                lock.rolling.setdefault(name, {})[arch] = version
-                lock.initrd.setdefault(version, {})[arch] = pin
-            return lock.initrd.get(before or "", {}).get(arch)
+            if name == version:
+                return None  # asked for by its concrete name, so the lock knows it
+            provided = lock.current.setdefault(name, {})
+            others = [kernels[arch] for _, kernels in sorted(provided.items()) if arch in kernels]
+            before = provided.get(kernel.version, {}).get(arch) or (others[-1] if others else None)
+            known = lock.initrd.get(before or "", {}).get(arch)
+            provided.setdefault(kernel.version, {})[arch] = version
+            pins = lock.initrd.setdefault(version, {}).setdefault(arch, [])
+            if all(other.inputs != pin.inputs for other in pins):
+                pins.append(pin)
+            return known[0] if known and before != version else None
+
+
+def _require_fit(version: str, inputs: Mapping[str, Any], kernel: Artifact, requires: str | None) -> None:
+    if not fits(inputs, kernel):
+        raise IncompatiblePair(kernel.version, version, requires=str(requires))
+
+
+def _readable(pin: InitrdPin) -> dict[str, Any]:
+    """The inputs under the names people know them by: packages and kernels instead of their digests."""
+    init = {"sha256": pin.inputs["init"]["sha256"], "version": pin.init}
+    return {**pin.model_dump(mode="json", exclude={"inputs"}), "init": init, "tree": pin.inputs["tree"]}
 
 
 def _facts(build: InitrdBuild, pin: InitrdPin) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import KernelFile
 from systemfiles.foundation.digest import CHUNK, Digest
 from systemfiles.foundation.errors import UnknownVersion, UsageError, blaming
-from systemfiles.foundation.files import NewFile, scratch_dir
+from systemfiles.foundation.files import NewFile, scratch_dir, storing
 from systemfiles.foundation.lockfile import PackagePin
 from systemfiles.foundation.paths import KERNEL, check_version
 from systemfiles.foundation.units import human_size
@@ -71,8 +71,10 @@ class Kernels:
             inputs = {"sha256": source.digest().hex}
             if kept := self._site.store.kept(KERNEL, version, arch, inputs):
                 return Made(kept, "")
+            if recovered := self._site.store.recover(KERNEL, version, arch, inputs):
+                return Made(recovered, RECOVERED)
             with scratch_dir(self._site.paths.tmp) as work:
-                with blaming(path):
+                with blaming(path), storing(work):
                     build = build_kernel(source.path, work, arch)
                 return self._put(version, arch, build, source, inputs, {"added_from": path.name})
 
@@ -102,7 +104,7 @@ class Kernels:
                 progress=self._site.progress,
             )
             fetched = f"{human_size(new.size)} fetched and verified in {time.monotonic() - started:.1f} s"
-            with blaming(url):
+            with blaming(url), storing(work):
                 build = build_kernel(new.path, work, arch)
             origin = source.model_dump(exclude_none=True)
             made = self._put(version, arch, build, new, _inputs(source) or {}, origin)

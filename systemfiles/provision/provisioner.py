@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping
+
 from systemfiles.content.artifacts import Artifacts
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.catalog import Catalog
-from systemfiles.foundation.errors import UnknownVersion
+from systemfiles.foundation.catalog import Catalog, Initrd, Kernel
+from systemfiles.foundation.errors import IntegrityError, UnknownVersion
 from systemfiles.foundation.files import write_file
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, check_version
@@ -16,6 +19,8 @@ from systemfiles.provision.initrds import Initrds
 from systemfiles.provision.kernels import Kernels
 from systemfiles.provision.rolling import Move, Rolling
 from systemfiles.provision.site import Site
+
+log = logging.getLogger(__name__)
 
 
 class Provisioner:
@@ -31,7 +36,7 @@ class Provisioner:
         timeout: float | None = None,
     ) -> None:
         self.rolling = Rolling(paths, catalog, timeout=timeout)
-        self.store = Store(paths, artifacts)
+        self.store = Store(paths, artifacts, timeout=timeout)
         site = Site(paths, catalog, self.store, self.rolling, progress, timeout)
         self.kernels = Kernels(site)
         self.images = Images(site)
@@ -40,30 +45,51 @@ class Provisioner:
         self._catalog = catalog
         self._timeout = timeout
 
-    def require_known(self, kernel: str, initrd: str, arch: Arch) -> None:
+    def require_known(self, kernel: str, initrd: str | None, arch: Arch) -> None:
         """Refuses a name that neither catalog, nor lock, nor disk has, before any work is done for the other.
 
         Raises InvalidName, UnknownVersion, UnsupportedArch.
         """
         lock = self.rolling.read()
-        for kind, name, offered, pinned in (
-            (KERNEL, kernel, self._catalog.kernel, lock.kernel),
-            (INITRD, initrd, self._catalog.initrd, lock.initrd),
-        ):
-            check_version(kind, name)
-            there = [version for version, _ in self.store.artifacts.versions(kind)]
-            if name not in offered and name not in pinned and name not in there:
-                raise UnknownVersion(kind, name, known=sorted({*offered, *pinned, *there}))
-        if kernel in self._catalog.kernel:
-            self._catalog.find_kernel(kernel, arch)
+        self._require_known(KERNEL, kernel, arch, self._catalog.kernel, lock.kernel)
+        if initrd is not None:
+            self._require_known(INITRD, initrd, arch, self._catalog.initrd, lock.initrd)
 
-    def update(self, kernel: str, initrd: str, arch: Arch) -> tuple[Move, ...]:
+    def _require_known(
+        self,
+        kind: str,
+        name: str,
+        arch: Arch,
+        offered: Mapping[str, Kernel | Initrd],
+        pinned: Mapping[str, Mapping[Arch, object]],
+    ) -> None:
+        check_version(kind, name)
+        # what is here is asked before the catalog: a version that a newer catalog dropped is still provided
+        if arch in pinned.get(name, {}) or self.store.holds(kind, name, arch):
+            return
+        if name not in offered:
+            there = [version for version, found in self.store.artifacts.versions(kind) if found is arch]
+            raise UnknownVersion(kind, name, known=sorted({*offered, *pinned, *there}))
+        if kind == KERNEL:
+            self._catalog.find_kernel(name, arch)
+
+    def update(self, kernel: str, initrd: str | None, arch: Arch) -> tuple[Move, ...]:
         """Moves the rolling names among these to what apt has now, once all of that is provisioned."""
-        resolved = self.rolling.newest([kernel], [initrd], arch)
+        wanted = [initrd] if initrd else []
+        resolved = self.rolling.newest([kernel], wanted, arch)
         version = resolved.kernels[kernel][0] if kernel in resolved.kernels else kernel
         provided = self.kernels.provide(version, arch).artifact
-        self.initrds.provide(initrd, provided, arch, newer=resolved.busyboxes)
+        before = self.rolling.concrete_kernel(kernel, arch)
+        for name in dict.fromkeys([*wanted, *self._initrds_beside(kernel, before, arch)]):
+            self.initrds.provide(name, provided, arch, newer=resolved.busyboxes)
         return self.rolling.settle(resolved, arch)
+
+    def _initrds_beside(self, kernel: str, version: str | None, arch: Arch) -> Iterator[str]:
+        """Initrds of other profiles that were provided here for a kernel that is about to move."""
+        lock = self.rolling.read()
+        for profile in self._catalog.profile.values():
+            if version and profile.kernel == kernel and lock.current_initrd(profile.initrd, version, arch):
+                yield profile.initrd
 
     def write_manifest(self) -> int:
         """Brings SHA256SUMS and our names in index.json up to date; returns how many files are listed."""
@@ -84,7 +110,11 @@ class Provisioner:
         lines = []
         for kind in KINDS:
             for version, arch in self.store.artifacts.versions(kind):
-                artifact = self.store.artifacts.load(kind, version, arch)
+                try:
+                    artifact = self.store.artifacts.load(kind, version, arch)
+                except IntegrityError as error:
+                    log.warning("%s %s is left out of SHA256SUMS: %s", kind, version, error.summary)
+                    continue
                 for name, facts in sorted(artifact.files.items()):
                     lines.append(f"{facts.sha256}  {kind}/{version}/{arch}/{name}\n")
         return "".join(lines).encode()

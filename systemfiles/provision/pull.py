@@ -1,20 +1,30 @@
-"""Images from OCI registries into the content store, as the bytes they are there."""
+"""Images from OCI registries into the content store: every blob as the bytes it is there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from systemfiles.content.layout import Descriptor
+from systemfiles.content.layout import IMAGE_CONFIG, Descriptor
+from systemfiles.content.layout import manifest as image_manifest
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import SourceRefused, StoreError
 from systemfiles.foundation.lock import locked
 from systemfiles.provision.site import MIRRORS, Site
 from systemfiles.sources.http import candidates, try_each
-from systemfiles.sources.oci import INDEXES, Manifest, Reference, Repository, choose
+from systemfiles.sources.manifests import DOCKER_MANIFEST, IMAGE_MANIFEST, INDEXES, Manifest, choose
+from systemfiles.sources.oci import Reference, Repository
 
 PARALLEL = 4
 DEEPEST_INDEX = 4
 LARGEST_LAYER = 16 << 30
+CONVERTED = "io.systemfiles.converted-from"
+_AS_OCI = {
+    "application/vnd.docker.container.image.v1+json": IMAGE_CONFIG,
+    "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+}
 
 
 class Puller:
@@ -54,7 +64,18 @@ class Puller:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # without one of them the others are of no use
                 raise
-        return self._layout.add_bytes(manifest.raw, manifest.media_type)
+        return self._keep(manifest, parts)
+
+    def _keep(self, manifest: Manifest, parts: Sequence[Descriptor]) -> Descriptor:
+        """The manifest in the content store: as it came, or a Docker one in OCI's terms.
+
+        Whoever shares the layout knows no others, and would collect all that such a manifest refers to.
+        """
+        if manifest.media_type != DOCKER_MANIFEST:
+            return self._layout.add_bytes(manifest.raw, manifest.media_type)
+        config, *layers = (replace(part, media_type=_AS_OCI.get(part.media_type, part.media_type)) for part in parts)
+        raw = image_manifest(config, layers, {CONVERTED: manifest.digest})
+        return self._layout.add_bytes(raw, IMAGE_MANIFEST)
 
     def _for_arch(self, repository: Repository, found: Manifest, arch: Arch) -> Manifest:
         """`found` itself, or what it has for `arch` when it is an index, perhaps of indexes."""

@@ -16,6 +16,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import AptBusybox, Catalog
 from systemfiles.foundation.errors import SourceUnavailable, VersionConflict
 from systemfiles.foundation.files import scratch_dir
+from systemfiles.foundation.lock import locked
 from systemfiles.foundation.lockfile import PackagePin, VersionsLock, editing_lock, read_lock
 from systemfiles.foundation.paths import KERNEL, Paths, check_version
 from systemfiles.sources.apt import Apt, Package
@@ -80,18 +81,25 @@ class Rolling:
 
         Raises SourceUnavailable, SourceRefused, ToolMissing, UnsupportedArch.
         """
-        names, packages = self.missing(kernels, initrds, arch)
-        if names or packages:
+        if not any(self.missing(kernels, initrds, arch)):
+            return ()
+        with locked(self._paths.lock("rolling"), timeout=self._timeout):
+            # whoever waited here finds what the other one has settled
+            names, packages = self.missing(kernels, initrds, arch)
+            if not names and not packages:
+                return ()
             resolved, _ = self._ask(names, packages, arch)
             return self.settle(resolved, arch)
-        return ()
 
     def newest(self, kernels: Iterable[str], initrds: Iterable[str], arch: Arch) -> Resolved:
         """What apt says these are now. versions.lock learns the concrete versions, but no name moves yet.
 
         Raises as `resolve`, and when a part of apt's sources could not be read and the rest would move something.
         """
-        resolved, failed = self._ask(self._rolling_kernels(kernels), self._busybox_packages(initrds), arch)
+        names, packages = self._rolling_kernels(kernels), self._busybox_packages(initrds)
+        if not names and not packages:
+            return Resolved({}, {})
+        resolved, failed = self._ask(names, packages, arch)
         moves = self._moves(resolved, self.read(), arch)
         if failed and any(move.before for move in moves):
             # an unreachable security archive would make the older version of the main one look new

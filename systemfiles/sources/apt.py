@@ -79,7 +79,7 @@ class Apt:
         if not found:
             problem = f"apt gives no SHA256 for it: {listing.strip()[:200]!r}"
             raise SourceRefused(self._subject(name), problem, hint=_WHAT_ELSE)
-        return Package(name, version, found["url"], int(found["size"]), found["sha256"])
+        return Package(name, version, self._plain(found["url"], name), int(found["size"]), found["sha256"])
 
     def locate_kernel(self, name: str, *, hops: int = 3) -> Package:
         """Like `locate`, following metapackages such as linux-image-cloud-amd64 to the package with the kernel."""
@@ -92,6 +92,15 @@ class Apt:
             if target.startswith("linux-image-") and hops:
                 return self.locate_kernel(target, hops=hops - 1)
         return self.locate(name)
+
+    def _plain(self, url: str, name: str) -> str:
+        """`url` as one that can be fetched without apt. Raises SourceRefused."""
+        if url.startswith("mirror+file:"):
+            url = _first_mirror(url.removeprefix("mirror+file:")) or url
+        if not url.startswith(("http://", "https://", "file:/")):
+            problem = f"apt fetches it from {url[:200]!r}; only http, https and file can be fetched here"
+            raise SourceRefused(self._subject(name), problem, hint="give apt such a source for this package")
+        return url
 
     def _apt(self, tool: str, *words: str) -> str:
         return run([tool, *self._options, *words], missing=_NO_APT)
@@ -107,6 +116,16 @@ class Apt:
     def _unavailable(self, name: str, output: str) -> SourceUnavailable:
         reasons = [("apt", line) for line in self.failed_sources] or [("apt", output.strip() or "no such package")]
         return SourceUnavailable(self._subject(name), tried=reasons, hint=_WHAT_ELSE)
+
+
+def _first_mirror(path: str) -> str | None:
+    """The URL behind `<list of mirrors>/<file>` (apt-transport-mirror(1)): below the first mirror of the list."""
+    for directory in Path(path).parents:
+        if directory.is_file():
+            lines = (line.split("#")[0].split() for line in directory.read_text(errors="replace").splitlines())
+            first = next((words[0] for words in lines if words), None)
+            return f"{first.rstrip('/')}/{Path(path).relative_to(directory)}" if first else None
+    return None
 
 
 def apt_proxies() -> dict[str, str]:

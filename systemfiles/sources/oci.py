@@ -12,18 +12,18 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 
-from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import DigestMismatch, InvalidDigest, SourceRefused, UsageError
 from systemfiles.foundation.files import NewFile
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.sources.credentials import credential_for
 from systemfiles.sources.http import download
+from systemfiles.sources.manifests import INDEXES, MANIFESTS, Manifest, parse_manifest
 from systemfiles.sources.transport import (
     Answered,
     Attempts,
@@ -37,15 +37,9 @@ from systemfiles.sources.transport import (
 
 DOCKER_HUB = "docker.io"
 _HUB_HOST = "registry-1.docker.io"
-IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
-MANIFESTS = (IMAGE_MANIFEST, DOCKER_MANIFEST)
-INDEXES = (IMAGE_INDEX, DOCKER_LIST)
 LARGEST_MANIFEST = 4 << 20
+_ACCEPTED = {"Accept": ", ".join((*MANIFESTS, *INDEXES, "*/*"))}  # a registry denies what it has as something else
 _LARGEST_TOKEN = 1 << 20
-_MOST_NAMED = 20
 
 # distribution-spec, "Pulling manifests"
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
@@ -96,16 +90,6 @@ class Reference:
         return f"{self.registry}/{self.repository}{tag}{pinned}"
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """A manifest or index: its bytes as they came, their digest, and what they say."""
-
-    raw: bytes
-    digest: Digest
-    media_type: str
-    value: Mapping[str, Any]
-
-
 class Repository:
     """One repository of one registry. Safe to share among threads."""
 
@@ -152,7 +136,7 @@ class Repository:
         return parse_manifest(raw, media_type, subject=f"{self.name}@{got}")
 
     def _get_manifest(self, url: str, attempts: Attempts) -> tuple[bytes, Mapping[str, str]]:
-        with self._open("GET", url, headers={"Accept": ", ".join((*MANIFESTS, *INDEXES))}) as response:
+        with self._open("GET", url, headers=_ACCEPTED) as response:
             return self._read(response, LARGEST_MANIFEST, attempts), response.headers
 
     def blob(self, digest: Digest, size: int, out: NewFile, *, subject: str, progress: Progress = silent) -> None:
@@ -195,7 +179,7 @@ class Repository:
 
     def _exists(self, path: str) -> bool:
         try:
-            with self._open("HEAD", urljoin(self._base, path)):
+            with self._open("HEAD", urljoin(self._base, path), headers=_ACCEPTED):
                 return True
         except Answered as error:
             if error.status == requests.codes.not_found:
@@ -314,49 +298,6 @@ class Repository:
         return bytes(data)
 
 
-def parse_manifest(raw: bytes, media_type: str, *, subject: str) -> Manifest:
-    """What `raw` says; its own mediaType must not contradict the one it came as. Raises SourceRefused.
-
-    A server that knows nothing of manifests may send it as anything else, when it has a mediaType of its own.
-    """
-    try:
-        value = json.loads(raw)
-        own = value.get("mediaType") or media_type
-        kind = INDEXES if "manifests" in value else MANIFESTS
-        fits = value.get("schemaVersion") == 2 and own in kind and ("manifests" in value) != ("layers" in value)
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        fits, own, value = False, media_type, {}
-    if fits and own != media_type and media_type in (*MANIFESTS, *INDEXES):
-        raise SourceRefused(subject, f"it came as {media_type} and says it is {own}")
-    if not fits:
-        words = printable(own)[:100] if isinstance(own, str) and own else "no type"
-        raise SourceRefused(subject, f"it is no manifest or index that is understood here ({words})")
-    return Manifest(raw, Digest.of(raw), own, value)
-
-
-def choose(index: Manifest, arch: Arch, *, subject: str) -> list[Mapping[str, Any]]:
-    """The entries of an index for Linux on `arch`, best first; entries for no platform (attestations) are no choice.
-
-    Nested indexes, which need not say a platform, come last. Raises SourceRefused when there is none.
-    """
-    exact, nested, seen = [], [], set()
-    for entry in _objects(index.value["manifests"]):
-        platform = entry.get("platform") if isinstance(entry.get("platform"), dict) else {}
-        assert isinstance(platform, dict)
-        name = "/".join(str(platform[key]) for key in ("os", "architecture", "variant") if platform.get(key))
-        if entry.get("mediaType") in INDEXES and not platform:
-            nested.append(entry)
-        elif platform.get("os") == "linux" and platform.get("architecture") == arch.debian:
-            exact.append((platform.get("variant") not in (None, "", "v8"), entry))
-        elif name and "unknown" not in name:
-            seen.add(name)
-    found = [entry for _, entry in sorted(exact, key=lambda pair: pair[0])] + nested
-    if not found:
-        there = sorted(printable(name) for name in seen)[:_MOST_NAMED]
-        raise SourceRefused(subject, f"it has nothing for linux/{arch.debian}, only {', '.join(there) or 'nothing'}")
-    return found
-
-
 def _challenges(header: str) -> dict[str, dict[str, str]]:
     """The parameters of each scheme that a WWW-Authenticate header offers (RFC 9110, 11.6.1); one may offer several."""
     _, *parts = _SCHEME.split(header)
@@ -364,10 +305,6 @@ def _challenges(header: str) -> dict[str, dict[str, str]]:
         scheme.lower(): {name.lower(): value for name, value in _PARAMETER.findall(rest)}
         for scheme, rest in zip(parts[::2], parts[1::2], strict=True)
     }
-
-
-def _objects(value: object) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _same_domain(host: str, registry: str) -> bool:

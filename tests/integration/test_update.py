@@ -89,7 +89,7 @@ def test_an_update_moves_to_the_newest_says_so_and_keeps_the_old(
     assert now.kernel.version == "debian-cloud-6.1.999-1_tx_py"
     assert [part.sha256 for part in now] == [part.sha256 for part in provisioned.boot_files("x86_64")]
     assert behind.lock["rolling"]["debian-cloud"] == {"x86_64": now.kernel.version}
-    assert behind.lock["rolling"]["v1.0.0-debian"] == {"x86_64": now.initrd.version}
+    assert behind.lock["current"]["v1.0.0-debian"][now.kernel.version] == {"x86_64": now.initrd.version}
     assert behind.system().resolve(behind.old.kernel.version, behind.old.initrd.version) == behind.old
     assert behind.system().verify().problems == ()
 

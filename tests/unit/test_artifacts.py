@@ -304,7 +304,7 @@ def test_a_refreshed_stamp_spares_the_next_process_the_reading(artifact: Artifac
     Artifacts(paths).check(artifact)
     found = artifact.path.stat()
     stamps = json.loads((artifact.directory / STAMPS).read_text())
-    assert stamps["vmlinux"] == [found.st_dev, found.st_ino, found.st_mtime_ns]
+    assert stamps["vmlinux"] == [found.st_dev, found.st_ino, found.st_mtime_ns, Digest.of(DATA).hex]
     assert MODULES in stamps
     edit(artifact.path, b"X" * len(DATA), forge=True)
     Artifacts(paths).check(artifact)
@@ -550,3 +550,31 @@ def test_a_directory_that_is_no_version_is_not_listed(paths: Paths, stray: str) 
     directory.mkdir(parents=True)
     (directory / RECORD).write_text(json.dumps(record()))
     assert list(Artifacts(paths).versions(KERNEL)) == []
+
+
+# what a review found
+
+
+def test_a_record_with_another_digest_is_not_believed_because_of_a_stamp(artifact: Artifact, paths: Paths) -> None:
+    Artifacts(paths).check(artifact)
+    record = json.loads((artifact.directory / RECORD).read_text())
+    record["files"]["vmlinux"]["sha256"] = "0" * 64
+    (artifact.directory / RECORD).chmod(0o644)
+    (artifact.directory / RECORD).write_text(json.dumps(record))
+    with pytest.raises(DigestMismatch):
+        Artifacts(paths).check(Artifacts(paths).load(*CHECKED))
+
+
+def test_what_verify_found_is_refused_by_a_process_that_saw_it_intact(artifact: Artifact, paths: Paths) -> None:
+    running = Artifacts(paths)
+    running.check(artifact)
+    edit(artifact.path, b"X" * len(DATA), forge=True)
+    assert len(list(Artifacts(paths).verify(artifact))) == 1
+    with pytest.raises(DigestMismatch):
+        running.check(artifact)
+
+
+def test_a_directory_without_a_record_is_told_of(artifact: Artifact, paths: Paths) -> None:
+    assert list(Artifacts(paths).unfinished(KERNEL)) == []
+    (artifact.directory / RECORD).unlink()
+    assert list(Artifacts(paths).unfinished(KERNEL)) == [artifact.directory]

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from systemfiles import Arch, BootFiles, InitrdFile, KernelFile, UsageError
-from systemfiles.foundation.errors import StoreError, SystemFilesError
+from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.errors import DigestMismatch, StoreError, SystemFilesError
 
 KERNEL, INITRD = b"kernel" * 1000, b"initrd" * 1000
 
@@ -25,8 +26,8 @@ def boot(tmp_path: Path) -> BootFiles:
         (source / name).write_bytes(data)
         (source / name).chmod(0o444)
     return BootFiles(
-        KernelFile(source / "vmlinux", "k1", Arch.X86_64, "ab" * 32, len(KERNEL)),
-        InitrdFile(source / "initrd", "v1-0123", Arch.X86_64, "cd" * 32, len(INITRD), "ef" * 32),
+        KernelFile(source / "vmlinux", "k1", Arch.X86_64, Digest.of(KERNEL).hex, len(KERNEL)),
+        InitrdFile(source / "initrd", "v1-0123", Arch.X86_64, Digest.of(INITRD).hex, len(INITRD), "ef" * 32),
     )
 
 
@@ -158,3 +159,21 @@ def test_copies_never_overwrite(boot: BootFiles, tmp_path: Path) -> None:
 def test_a_directory_that_may_not_be_written_is_a_store_error(boot: BootFiles) -> None:
     with pytest.raises(StoreError):
         boot.copy_to("/sys/systemfiles")
+
+
+def test_a_second_copy_that_fails_takes_the_first_away_again(boot: BootFiles, tmp_path: Path) -> None:
+    target = tmp_path / "jail"
+    target.mkdir()
+    (target / "initrd").write_bytes(b"mine")
+    with pytest.raises(StoreError):
+        boot.copy_to(target)
+    assert [path.name for path in target.iterdir()] == ["initrd"]
+    assert (target / "initrd").read_bytes() == b"mine"
+
+
+def test_a_copy_of_changed_bytes_is_refused(boot: BootFiles, tmp_path: Path) -> None:
+    boot.kernel.path.chmod(0o644)
+    boot.kernel.path.write_bytes(b"X" * len(KERNEL))
+    with pytest.raises(DigestMismatch):
+        boot.copy_to(tmp_path / "jail")
+    assert list((tmp_path / "jail").iterdir()) == []

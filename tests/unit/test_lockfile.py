@@ -38,7 +38,8 @@ def filled() -> VersionsLock:
         rolling={"k": {Arch.X86_64: "k-1", Arch.AARCH64: "k-1"}},
         busybox={"busybox-static": {Arch.X86_64: PIN}},
         kernel={"k-1": {Arch.X86_64: PIN}},
-        initrd={"v1-0123": {Arch.X86_64: initrd}, "v1-4567": {Arch.AARCH64: pulled}},
+        initrd={"v1-0123": {Arch.X86_64: [initrd]}, "v1-4567": {Arch.AARCH64: [pulled]}},
+        current={"i": {"k-1": {Arch.X86_64: "v1-0123"}}},
     )
 
 
@@ -48,7 +49,7 @@ def test_a_lock_that_was_never_written_is_empty(paths: Paths) -> None:
 
 def test_it_is_read_back_as_it_was_written(paths: Paths) -> None:
     with editing_lock(paths) as lock:
-        for table in ("rolling", "busybox", "kernel", "initrd"):
+        for table in ("rolling", "busybox", "kernel", "initrd", "current"):
             getattr(lock, table).update(getattr(filled(), table))
     assert read_lock(paths.versions_lock) == filled()
 
@@ -126,7 +127,6 @@ def pin(**changes: object) -> dict[str, object]:
     ("content", "where"),
     [
         ({"schema": 2}, "schema"),
-        ({"colour": 1}, "colour"),
         ({"rolling": {"k": {"mips": "k-1"}}}, "rolling.k.mips"),
         ({"rolling": {"k": {"x86_64": "../../etc"}}}, "rolling.k.x86_64"),
         ({"rolling": {"../k": {"x86_64": "k-1"}}}, "rolling.../k"),
@@ -136,7 +136,10 @@ def pin(**changes: object) -> dict[str, object]:
         ({"kernel": {"k": {"x86_64": pin(package="-o=x")}}}, "kernel.k.x86_64.package"),
         ({"kernel": {"k": {"x86_64": pin(version="1 2")}}}, "kernel.k.x86_64.version"),
         ({"busybox": {"b b": {}}}, "busybox.b b"),
-        ({"initrd": {"i": {"x86_64": {"init": "v1", "busybox": "latest", "inputs": {}}}}}, "initrd.i.x86_64.busybox"),
+        (
+            {"initrd": {"i": {"x86_64": [{"init": "v1", "busybox": "latest", "inputs": {}}]}}},
+            "initrd.i.x86_64.0.busybox",
+        ),
         ([], "file"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -192,3 +195,21 @@ def test_json_of_any_shape_is_a_lock_or_a_catalog_error(tmp_path: Path, value: A
     path.write_text(json.dumps(value))
     with contextlib.suppress(CatalogError):
         assert isinstance(read_lock(path), VersionsLock)
+
+
+def test_what_a_later_release_added_survives_a_rewrite(paths: Paths) -> None:
+    paths.system.mkdir(parents=True)
+    later = {"schema": 1, "colour": {"red": 1}, "kernel": {"k-1": {"x86_64": pin(signed_by="x")}}}
+    paths.versions_lock.write_text(json.dumps(later))
+    with editing_lock(paths) as lock:
+        lock.rolling["k"] = {Arch.X86_64: "k-1"}
+    found = json.loads(paths.versions_lock.read_text())
+    assert found["colour"] == {"red": 1}
+    assert found["kernel"]["k-1"]["x86_64"]["signed_by"] == "x"
+    assert found["rolling"] == {"k": {"x86_64": "k-1"}}
+
+
+def test_a_rolling_name_stands_for_what_was_provided(paths: Paths) -> None:
+    assert filled().stands_for("k", Arch.X86_64) == ("k-1",)
+    assert filled().stands_for("i", Arch.X86_64) == ("v1-0123",)
+    assert filled().stands_for("i", Arch.AARCH64) == ()
