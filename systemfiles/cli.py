@@ -182,7 +182,9 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in found.problems:
         sys.stderr.write(f"error: {problem}\n")
     if found.problems:
-        _say(f"{len(found.problems)} problems; `systemfiles provision` makes damaged files again")
+        _say(
+            "what a profile uses is made again by `systemfiles provision --profile P`; one version by `--kernel V --arch A`"
+        )
         return 1
     _say(f"{found.artifacts} artifacts and the content store are intact")
     return 0

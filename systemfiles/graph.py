@@ -38,6 +38,7 @@ VARIABLES = {
     "all": "yes: every profile of the catalog",
     "tests": "yes: `doit setup` also installs what the tests need",
 }
+_REPAIR = "what a profile uses is made again by doit; one version by doit kernel=VERSION or initrd=VERSION arch=ARCH"
 _SWITCHES = ("all", "tests")
 _PIPELINE = ("resolve", "kernel", "busybox", "initrd", "manifest")
 
@@ -268,7 +269,7 @@ class Graph:
     def _verify(self) -> Note:
         found = self._system.verify()
         if found.problems:
-            raise _Failed("\n".join([*map(str, found.problems), "doit makes damaged files again"]))
+            raise _Failed("\n".join([*map(str, found.problems), _REPAIR]))
         return f"{found.artifacts} artifacts and the content store are intact"
 
     def _wanted_packages(self) -> dict[str, str]:

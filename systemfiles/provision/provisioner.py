@@ -64,14 +64,16 @@ class Provisioner:
         pinned: Mapping[str, Mapping[Arch, object]],
     ) -> None:
         check_version(kind, name)
-        # what is here is asked before the catalog: a version that a newer catalog dropped is still provided
+        entry = offered.get(name)
+        if entry is not None and (isinstance(entry, Initrd) or arch in entry.arches):
+            return
+        # what is here counts whatever the catalog says: a version that a newer one dropped is still provided
         if arch in pinned.get(name, {}) or self.store.holds(kind, name, arch):
             return
-        if name not in offered:
-            there = [version for version, found in self.store.artifacts.versions(kind) if found is arch]
-            raise UnknownVersion(kind, name, known=sorted({*offered, *pinned, *there}))
-        if kind == KERNEL:
+        if entry is not None:
             self._catalog.find_kernel(name, arch)
+        there = [version for version, found in self.store.artifacts.versions(kind) if found is arch]
+        raise UnknownVersion(kind, name, known=sorted({*offered, *pinned, *there}))
 
     def update(self, kernel: str, initrd: str | None, arch: Arch) -> tuple[Move, ...]:
         """Moves the rolling names among these to what apt has now, once all of that is provisioned."""

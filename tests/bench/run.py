@@ -146,7 +146,7 @@ class Bench:
     def _build_initrd(self) -> InitrdBuild:
         """The initrd again, up to the point where the content store would take it in."""
         provisioner, initrd = self.system.provisioner(), self.files.initrd
-        pin = provisioner.rolling.read().initrd[initrd.version][initrd.arch]
+        (pin, *_) = provisioner.rolling.read().initrd[initrd.version][initrd.arch]
         with contextlib.ExitStack() as stack:
             images = provisioner.images.busybox(pin.busybox, initrd.arch)
             layers = [stack.enter_context(path.open("rb")) for path in images]
