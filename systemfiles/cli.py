@@ -182,9 +182,7 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in found.problems:
         sys.stderr.write(f"error: {problem}\n")
     if found.problems:
-        _say(
-            "what a profile uses is made again by `systemfiles provision --profile P`; one version by `--kernel V --arch A`"
-        )
+        _say("`systemfiles provision` makes it again: with --profile P what that uses, with --kernel V or --initrd V that")
         return 1
     _say(f"{found.artifacts} artifacts and the content store are intact")
     return 0
