@@ -182,7 +182,7 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in found.problems:
         sys.stderr.write(f"error: {problem}\n")
     if found.problems:
-        _say("`systemfiles provision` makes it again: with --profile P what that uses, with --kernel V or --initrd V that")
+        _say("`systemfiles provision` makes it again: with --profile P what that uses, with --kernel V only that")
         return 1
     _say(f"{found.artifacts} artifacts and the content store are intact")
     return 0
