@@ -235,7 +235,8 @@ class Graph:
             return self._provisioner.initrds.busybox(name, arch)
         except SourceError as error:
             # its archive may have forgotten it, which is no harm to what was built on it
-            if all(self._has_initrd(target) for target in self.targets if (target.initrd, target.arch) == (name, arch)):
+            built_on_it = [target for target in self.targets if (target.initrd, target.arch) == (name, arch)]
+            if all(_is_done(partial(self._needs_no_base, target)) for target in built_on_it):
                 return f"not here and not needed: {error.summary}"
             raise
 
@@ -245,6 +246,10 @@ class Graph:
             return True
         kept = initrds.kept(name, kernel, target.arch)
         return kept is not None and initrds.is_locked(name, kept, kernel, target.arch)
+
+    def _needs_no_base(self, target: Target) -> bool:
+        without_base = self._provisioner.initrds.without_base
+        return without_base(str(target.initrd), self._kernel_of(target), target.arch) is not None
 
     def _initrd(self, name: str, target: Target) -> Note:
         return _note(self._provisioner.initrds.provide(name, self._kernel_of(target), target.arch))

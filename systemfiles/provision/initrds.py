@@ -98,13 +98,20 @@ class Initrds:
             plan = self._plan(name, kernel, arch, newer)
             if kept := self._kept(plan, arch):
                 return Made(kept, "")
-            if plan.version and (recovered := self._site.store.recover(INITRD, plan.version, arch, plan.inputs)):
-                _require_fit(plan.version, recovered.inputs, kernel, recovered.requires_kernel)
+            if recovered := self._recover(plan, arch):
                 return Made(recovered, RECOVERED)
             if plan.pin is None:
                 raise UnknownVersion(INITRD, name, known=self._site.catalog.initrd)
             _require_fit(name, plan.pin.inputs, kernel, plan.pin.kernel)
             return self._make(name, plan, plan.pin, arch)
+
+    def without_base(self, name: str, kernel: Artifact, arch: Arch) -> Artifact | None:
+        """The initrd called `name` for `kernel` when that takes no base image: kept, or recovered. Raises as `kept`."""
+        if self._site.rolling.missing([], [name], arch)[1]:
+            return None
+        plan = self._plan(name, kernel, arch)
+        with self._site.locked(INITRD, name, arch):
+            return self._kept(plan, arch) or self._recover(plan, arch)
 
     def kept_busybox(self, name: str, arch: Arch) -> bool:
         """Whether the base image of the initrd called `name` is in the content store."""
@@ -170,6 +177,14 @@ class Initrds:
         if kept is not None:
             _require_fit(plan.version, kept.inputs, plan.kernel, kept.requires_kernel)
         return kept
+
+    def _recover(self, plan: InitrdPlan, arch: Arch) -> Artifact | None:
+        if plan.version is None:
+            return None
+        recovered = self._site.store.recover(INITRD, plan.version, arch, plan.inputs)
+        if recovered is not None:
+            _require_fit(plan.version, recovered.inputs, plan.kernel, recovered.requires_kernel)
+        return recovered
 
     def _make(self, name: str, plan: InitrdPlan, pin: InitrdPin, arch: Arch) -> Made:
         store = self._site.store

@@ -20,6 +20,8 @@ from systemfiles.foundation.kernelimage import KernelImage, bootable_form
 from systemfiles.recipes.kmod import ModuleIndex, build_index
 from systemfiles.recipes.modinfo import MODULE_MAX, Modinfo, read_modinfo, unpack_module
 
+_MODULES = ("lib/modules/", "usr/lib/modules/")
+_ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~@,=-]*")
 _MODULE = re.compile(r"(?:usr/)?lib/modules/(?P<release>[^/]+)/(?P<path>kernel/.+\.ko(?:\.[a-z]+)?)")
 _BUILTIN = re.compile(r"(?:usr/)?lib/modules/[^/]+/modules\.builtin")
 _IMAGE = re.compile(r"boot/vmlinu[xz]-[^/]+")
@@ -53,6 +55,8 @@ def _from_package(package: Path, work: Path, arch: Arch) -> KernelBuild:
     modules = _ModuleSpool(work / "modules.spool")
     builtin = ""
     for member in read_deb(package):
+        if member.path.startswith(_MODULES) and not all(map(_ORDINARY.fullmatch, member.path.split("/"))):
+            raise InvalidArchive(package, f"it has a module under the name {member.path!r:.200}")
         if match := _MODULE.fullmatch(member.path):
             modules.add(match["release"], match["path"], member)
         elif _BUILTIN.fullmatch(member.path):
