@@ -119,8 +119,9 @@ class NewFile:
 
     def restart(self) -> None:
         """Forgets all that was written."""
-        self._file.seek(0)
-        self._file.truncate()
+        with storing(self.path):
+            self._file.seek(0)
+            self._file.truncate()
         self._hasher = Hasher()
 
     def check(self, subject: object, *, size: int | None = None, digest: Digest | None = None) -> None:

@@ -19,7 +19,7 @@ from systemfiles.foundation.errors import (
     VersionConflict,
 )
 from systemfiles.foundation.lockfile import InitrdPin, PackagePin, editing_lock
-from systemfiles.foundation.paths import INITRD
+from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.units import human_size
 from systemfiles.provision.images import Images
 from systemfiles.provision.site import BLOB, RECOVERED, Made, Site, new_record
@@ -71,9 +71,13 @@ class Initrds:
         return built and lock.current_initrd(name, kernel.version, arch) is not None
 
     def kernel_of(self, name: str, arch: Arch) -> str | None:
-        """The kernel whose modules a concrete initrd carries, as versions.lock knows it."""
-        pins = self._site.rolling.read().initrd.get(name, {}).get(arch)
-        return pins[0].kernel if pins else None
+        """The kernel that a concrete initrd was provided for, as versions.lock knows it; one that is here if any is."""
+        lock = self._site.rolling.read()
+        known = [pin.kernel for pin in lock.initrd.get(name, {}).get(arch, ()) if pin.kernel]
+        for kernels in lock.current.values():
+            known += [kernel for kernel, initrds in kernels.items() if initrds.get(arch) == name]
+        here = [kernel for kernel in known if self._site.store.holds(KERNEL, kernel, arch)]
+        return next(iter([*here, *known]), None)
 
     def kept(self, name: str, kernel: Artifact, arch: Arch) -> Artifact | None:
         """The initrd called `name` for `kernel` when nothing is to do for it. Raises as `provide`."""

@@ -118,7 +118,7 @@ class Bench:
 
     def _cpio(self) -> Iterator[Row]:
         # a kernel's modules are about as many files as the first tree has; many small ones are harder on us
-        for files, most in ((1000, 0.2), (3000, None)):  # a kernel has some 1000 modules; more and smaller files cost more
+        for files, most in ((1000, 0.2), (3000, None)):
             tree = self.work / f"tree-{files}"
             make_tree(tree, files=files)
             # into a pipe, as on the way to a compressor: a disk's moods would drown the difference
