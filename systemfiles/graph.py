@@ -6,17 +6,15 @@ keeps no state of its own (its database lives in memory), so two runs, `ensure()
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from doit import doit_cmd
-from doit.exceptions import BaseFail, InvalidCommand, TaskFailed
-from doit.reporter import ConsoleReporter
+from doit.exceptions import InvalidCommand, TaskFailed
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.arch import Arch
@@ -27,6 +25,7 @@ from systemfiles.foundation.progress import ProgressBars
 from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packages
 from systemfiles.provision.rolling import Move
 from systemfiles.provision.site import Made
+from systemfiles.reporter import Reporter
 from systemfiles.system import SystemFiles
 
 VARIABLES = {
@@ -295,52 +294,6 @@ class Graph:
             msg = f"{' '.join(words)} ended with status {done.returncode}"
             raise _Failed(msg)
         return None
-
-
-class Reporter(ConsoleReporter):  # type: ignore[misc]  # doit has no types
-    """Says what was done in a line each, then where the files are; says so when nothing was to do."""
-
-    graph: ClassVar[Graph]
-
-    def __init__(self, outstream: Any, options: Mapping[str, Any]) -> None:
-        super().__init__(outstream, options)
-        self._kept: list[str] = []
-        self._done: list[str] = []
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whoever read us has seen enough; the work goes on
-            self.outstream.write(text)
-            self.outstream.flush()
-
-    def execute_task(self, task: Any) -> None:
-        """Nothing: a line appears when the task ends."""
-
-    def skip_uptodate(self, task: Any) -> None:
-        self._kept.append(task.name)
-
-    def add_success(self, task: Any) -> None:
-        if task.actions:
-            self._done.append(task.name)
-            self.write(f".  {task.name:<36} {task.values.get('note') or ''}".rstrip() + "\n")
-
-    def add_failure(self, task: Any, fail: BaseFail) -> None:
-        self.graph.close()
-        self.failures.append({"task": task, "exception": fail})
-        self.write(f"!  {task.name}\n")
-        sys.stderr.write(f"error: {fail.message}\n" if isinstance(fail, TaskFailed) else fail.get_msg())
-
-    def complete_run(self) -> None:
-        self.graph.close()
-        if self.runtime_errors:
-            self.write("\n".join(self.runtime_errors) + "\n")
-        if self.failures:
-            return
-        if self._kept and not self._done:
-            self.write(f"-- everything is up to date ({len(self._kept)} targets)\n")
-        if {"manifest", "update"} & {*self._kept, *self._done}:
-            self.write("\n")
-            for kind, path in self.graph.paths():
-                self.write(f"{kind:<6}  {path}\n")
 
 
 def _check(variables: Mapping[str, str]) -> None:
