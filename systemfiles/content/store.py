@@ -171,24 +171,25 @@ class Store:
     def reassert(self) -> None:
         """Makes index.json reach every artifact on disk again, should another tool have rewritten it."""
         self.layout.create()
-        named = self.layout.names()
-        for kind in KINDS:
-            for version, arch in self.artifacts.versions(kind):
+        for kind, version, arch in [*self._unasserted()]:
+            try:
+                self._reassert(self.artifacts.load(kind, version, arch))
+            except (IntegrityError, NotProvisioned) as error:
                 name = layout_name(kind, version, arch)
-                if name not in named or not self._whole(named[name]):
-                    try:
-                        self._reassert(self.artifacts.load(kind, version, arch))
-                    except (IntegrityError, NotProvisioned) as error:
-                        log.warning("%s is not named in the content store: %s", name, error.summary)
+                log.warning("%s is not named in the content store: %s", name, error.summary)
 
     def is_asserted(self) -> bool:
         """Whether index.json has a name for every artifact on disk."""
+        return self.layout.exists() and not any(self._unasserted())
+
+    def _unasserted(self) -> Iterator[tuple[str, str, Arch]]:
+        """The artifacts on disk that index.json does not reach, or not wholly."""
         named = self.layout.names()
-        return self.layout.exists() and all(
-            (target := named.get(layout_name(kind, version, arch))) is not None and self._whole(target)
-            for kind in KINDS
-            for version, arch in self.artifacts.versions(kind)
-        )
+        for kind in KINDS:
+            for version, arch in self.artifacts.versions(kind):
+                target = named.get(layout_name(kind, version, arch))
+                if target is None or not self._whole(target):
+                    yield kind, version, arch
 
     def _whole(self, target: Descriptor) -> bool:
         """Whether the manifest, the record and the config can be read and every file is there."""

@@ -58,6 +58,11 @@ class PackagePin(LockModel):
     size: Annotated[int, Field(gt=0)]
     sha256: Sha256
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What it is to whatever is made from it; where it was fetched from is no part of that."""
+        return {"package": self.package, "package_version": self.version, "sha256": self.sha256}
+
 
 class InitrdPin(LockModel):
     """All that a concrete initrd can be made from; `inputs` is the preimage of its content."""

@@ -37,13 +37,13 @@ class Images:
         if target is None or target.annotations.get(SOURCE) != _identity(source):
             return None
         try:
-            layers = [Descriptor.from_json(layer) for layer in self._layout.read_json(target.digest)["layers"]]
+            layers = self._layers(target)
         except (StoreError, IntegrityError, KeyError, TypeError) as error:
             log.warning("%s in the content store cannot be used: %s", _name(source, arch), error)
             return None
         if not all(self._layout.intact(part.digest, part.size) for part in self._layout.reachable(target)):
             return None
-        return tuple(self._layout.blob(layer.digest) for layer in layers)
+        return layers
 
     def busybox(self, source: PackagePin | str, arch: Arch) -> tuple[Path, ...]:
         """The layers of the busybox image, lowest first, fetched when they are not here.
@@ -57,10 +57,11 @@ class Images:
                 return kept
             target = self._from_package(source, arch) if isinstance(source, PackagePin) else self._pull(source, arch)
             self._layout.name(_name(source, arch), target)
-            return tuple(
-                self._layout.blob(Digest.parse(layer["digest"]))
-                for layer in self._layout.read_json(target.digest)["layers"]
-            )
+            return self._layers(target)
+
+    def _layers(self, target: Descriptor) -> tuple[Path, ...]:
+        layers = map(Descriptor.from_json, self._layout.read_json(target.digest)["layers"])
+        return tuple(self._layout.blob(layer.digest) for layer in layers)
 
     def _pull(self, reference: str, arch: Arch) -> Descriptor:
         from systemfiles.provision.pull import Puller  # 100 ms for `requests`, and most runs fetch nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ class Initrds:
         return self._images.kept(self._busybox_of(name, arch), arch) is not None
 
     def busybox(self, name: str, arch: Arch) -> str:
-        """Provides the base image of the initrd called `name`; returns what it took. Raises as `initrd`."""
+        """Provides the base image of the initrd called `name`; returns what it took. Raises as `provide`."""
         self._site.rolling.resolve([], [name], arch)
         layers = self._images.busybox(self._busybox_of(name, arch), arch)
         return f"{human_size(sum(layer.stat().st_size for layer in layers))} in the content store"
@@ -175,20 +175,19 @@ class Initrds:
         return None
 
     def _kept(self, plan: InitrdPlan, arch: Arch) -> Artifact | None:
-        if plan.version is None:
-            return None
-        kept = self._site.store.kept(INITRD, plan.version, arch, plan.inputs)
-        if kept is not None:
-            _require_fit(plan.version, kept.inputs, plan.kernel, kept.requires_kernel)
-        return kept
+        return self._fitting(self._site.store.kept, plan, arch)
 
     def _recover(self, plan: InitrdPlan, arch: Arch) -> Artifact | None:
+        return self._fitting(self._site.store.recover, plan, arch)
+
+    def _fitting(self, find: Callable[..., Artifact | None], plan: InitrdPlan, arch: Arch) -> Artifact | None:
+        """What `find` finds of the planned version; never one that carries another kernel's modules."""
         if plan.version is None:
             return None
-        recovered = self._site.store.recover(INITRD, plan.version, arch, plan.inputs)
-        if recovered is not None:
-            _require_fit(plan.version, recovered.inputs, plan.kernel, recovered.requires_kernel)
-        return recovered
+        found = find(INITRD, plan.version, arch, plan.inputs)
+        if found is not None:
+            _require_fit(plan.version, found.inputs, plan.kernel, found.requires_kernel)
+        return found
 
     def _make(self, name: str, plan: InitrdPlan, pin: InitrdPin, arch: Arch) -> Made:
         store = self._site.store
@@ -222,9 +221,9 @@ class Initrds:
 
         Returns what the one before it was made from: of this kernel, or else of another.
         """
+        if name == version:
+            return None  # asked for by its concrete name, so the lock knows it
         with editing_lock(self._site.paths, timeout=self._site.timeout) as lock:
-            if name == version:
-                return None  # asked for by its concrete name, so the lock knows it
             provided = lock.current.setdefault(name, {})
             others = [kernels[arch] for _, kernels in sorted(provided.items()) if arch in kernels]
             before = provided.get(kernel.version, {}).get(arch) or (others[-1] if others else None)
@@ -261,5 +260,5 @@ def _facts(build: InitrdBuild, pin: InitrdPin) -> dict[str, Any]:
 
 def _busybox_inputs(source: PackagePin | str) -> dict[str, Any]:
     if isinstance(source, PackagePin):
-        return {"package": source.package, "package_version": source.version, "sha256": source.sha256}
+        return source.inputs
     return {"image": source.rpartition("@")[2]}

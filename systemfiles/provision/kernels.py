@@ -147,5 +147,5 @@ def _read_into(new: NewFile, path: Path) -> None:
 
 def _inputs(source: KernelFile | PackagePin | None) -> dict[str, Any] | None:
     if isinstance(source, PackagePin):
-        return {"package": source.package, "package_version": source.version, "sha256": source.sha256}
+        return source.inputs
     return {"sha256": source.sha256} if source else None
