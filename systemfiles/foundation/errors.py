@@ -234,10 +234,10 @@ class SourceError(SystemFilesError):
 class SourceUnavailable(SourceError):
     """Nothing that could deliver was reached, or it does not have it. `tried` holds (where, why) pairs."""
 
-    def __init__(self, subject: str, *, tried: Details, hint: str | None = None) -> None:
+    def __init__(self, subject: str, *, tried: Details, hint: str | None = None, wanted: str = "fetched") -> None:
         self.tried = tuple((str(where), str(why)) for where, why in tried)
         super().__init__(
-            f"{subject} could not be fetched",
+            f"{subject} could not be {wanted}",
             details=[("tried", f"{where}: {why}") for where, why in self.tried],
             hint=hint,
         )

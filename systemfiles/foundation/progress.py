@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +25,8 @@ class ProgressBars:
     def __init__(self) -> None:
         self._bars: dict[str, tqdm[Any]] = {}
         self._lock = threading.Lock()
-        self._visible = sys.stderr.isatty()
+        self._stream = sys.stderr
+        self._visible = self._stream.isatty()
 
     def __call__(self, subject: str, done: int, total: int | None) -> None:
         if not self._visible:
@@ -41,7 +43,16 @@ class ProgressBars:
         from tqdm import tqdm
 
         bar: tqdm[Any] = tqdm(
-            desc=subject, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False, delay=1
+            desc=subject,
+            total=total,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            leave=False,
+            delay=1,
+            # a serial console says it is 0 columns wide, in which tqdm would show nothing
+            ncols=(os.get_terminal_size(self._stream.fileno()).columns or 80) - 1,
+            file=self._stream,
         )
         self._bars[subject] = bar
         return bar

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from typing import Any
 
 from systemfiles.content.layout import IMAGE_CONFIG, Descriptor
 from systemfiles.content.layout import manifest as image_manifest
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import SourceRefused, StoreError
 from systemfiles.foundation.lock import locked
+from systemfiles.foundation.progress import Progress
 from systemfiles.provision.site import MIRRORS, Site
 from systemfiles.sources.http import candidates, try_each
-from systemfiles.sources.manifests import DOCKER_MANIFEST, IMAGE_MANIFEST, INDEXES, Manifest, choose
+from systemfiles.sources.manifests import DOCKER_MANIFEST, IMAGE_MANIFEST, INDEXES, Manifest, NoPlatform, choose
 from systemfiles.sources.oci import Reference, Repository
 
 PARALLEL = 4
 DEEPEST_INDEX = 4
+MOST_INDEXES = 16
 LARGEST_LAYER = 16 << 30
 CONVERTED = "io.systemfiles.converted-from"
 _AS_OCI = {
@@ -48,48 +53,51 @@ class Puller:
         return pulled[-1]
 
     def _pull_from(self, reference: Reference, arch: Arch) -> Descriptor:
-        repository = Repository(reference.registry, reference.repository)
-        manifest = self._for_arch(repository, repository.manifest(reference.target), arch)
+        repository = Repository(reference.registry, reference.repository, plain_http=reference.plain_http)
+        manifest = _ForArch(repository, arch).find(repository.manifest(reference.target))
         try:
             parts = [Descriptor.from_json(part) for part in (manifest.value["config"], *manifest.value["layers"])]
         except (StoreError, KeyError, TypeError) as error:
             raise SourceRefused(str(reference), f"its manifest is broken ({error})") from error
         self._layout.create()
+        self._fetch_all(repository, parts)
+        return self._keep(manifest, parts)
+
+    def _fetch_all(self, repository: Repository, parts: Sequence[Descriptor]) -> None:
+        stop = threading.Event()
+
+        def progress(subject: str, done: int, total: int | None) -> None:
+            if stop.is_set():
+                raise CancelledError
+            self._site.progress(subject, done, total)
+
         # a layer may be named twice, and is fetched once
         distinct = {part.digest: part for part in parts}.values()
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             try:
-                for fetched in [pool.submit(self._fetch, repository, part) for part in distinct]:
+                fetching = [pool.submit(self._fetch, repository, part, progress) for part in distinct]
+                for fetched in as_completed(fetching):
                     fetched.result()
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # without one of them the others are of no use
+                stop.set()  # without one of them, or when nobody waits any more, the others are of no use
+                pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return self._keep(manifest, parts)
 
     def _keep(self, manifest: Manifest, parts: Sequence[Descriptor]) -> Descriptor:
-        """The manifest in the content store: as it came, or a Docker one in OCI's terms.
+        """The manifest in the content store: as it came, and a Docker one in OCI's terms as well.
 
-        Whoever shares the layout knows no others, and would collect all that such a manifest refers to.
+        Whoever shares the layout knows no others, and would collect all that such a manifest refers to. The one it came
+        as has a name of its own there: it is what a pinned digest is the digest of.
         """
+        came = self._layout.add_bytes(manifest.raw, manifest.media_type)
         if manifest.media_type != DOCKER_MANIFEST:
-            return self._layout.add_bytes(manifest.raw, manifest.media_type)
+            return came
+        self._layout.name(f"docker-{came.digest.hex[:12]}", came)
         config, *layers = (replace(part, media_type=_AS_OCI.get(part.media_type, part.media_type)) for part in parts)
         raw = image_manifest(config, layers, {CONVERTED: manifest.digest})
         return self._layout.add_bytes(raw, IMAGE_MANIFEST)
 
-    def _for_arch(self, repository: Repository, found: Manifest, arch: Arch) -> Manifest:
-        """`found` itself, or what it has for `arch` when it is an index, perhaps of indexes."""
-        for _ in range(DEEPEST_INDEX):
-            if found.media_type not in INDEXES:
-                return found
-            entry = choose(found, arch, subject=repository.name)[0]
-            try:
-                found = repository.manifest(Descriptor.from_json(entry).digest)
-            except StoreError as error:
-                raise SourceRefused(repository.name, f"its index is broken ({error})") from error
-        raise SourceRefused(repository.name, f"its indexes are nested more than {DEEPEST_INDEX} deep")
-
-    def _fetch(self, repository: Repository, part: Descriptor) -> None:
+    def _fetch(self, repository: Repository, part: Descriptor, progress: Progress) -> None:
         if part.size > LARGEST_LAYER:
             raise SourceRefused(repository.name, f"its layer {part.digest} is {part.size} bytes long")
         with locked(self._site.paths.lock(f"blob-{part.digest.hex}"), timeout=self._site.timeout):
@@ -97,5 +105,35 @@ class Puller:
                 return
             with self._layout.new_file() as out:
                 subject = f"{repository.name} {part.digest.hex[:12]}"
-                repository.blob(part.digest, part.size, out, subject=subject, progress=self._site.progress)
+                repository.blob(part.digest, part.size, out, subject=subject, progress=progress)
                 self._layout.add(out, part.media_type)
+
+
+class _ForArch:
+    """The search for one platform's image among indexes, which may be nested."""
+
+    def __init__(self, repository: Repository, arch: Arch) -> None:
+        self._repository = repository
+        self._arch = arch
+        self._asked = 0
+
+    def find(self, found: Manifest, depth: int = 0) -> Manifest:
+        """`found` itself, or what it has for the platform when it is an index. Raises SourceRefused."""
+        if found.media_type not in INDEXES:
+            return found
+        if depth == DEEPEST_INDEX:
+            raise SourceRefused(self._repository.name, f"its indexes are nested more than {DEEPEST_INDEX} deep")
+        *others, last = choose(found, self._arch, subject=self._repository.name)
+        for entry in others:
+            with contextlib.suppress(NoPlatform):
+                return self.find(self._get(entry), depth + 1)
+        return self.find(self._get(last), depth + 1)
+
+    def _get(self, entry: Mapping[str, Any]) -> Manifest:
+        self._asked += 1
+        if self._asked > MOST_INDEXES:
+            raise SourceRefused(self._repository.name, f"it has more than {MOST_INDEXES} indexes to look into")
+        try:
+            return self._repository.manifest(Descriptor.from_json(entry).digest)
+        except StoreError as error:
+            raise SourceRefused(self._repository.name, f"its index is broken ({error})") from error

@@ -25,20 +25,24 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "SYSTEMFILES_CREDENTIALS"
 _HELPER_SECONDS = 20
+_REFRESH_USER = "<token>"  # docker's sign that a helper's secret is a refresh token
 _DOCKER_HUB = "https://index.docker.io/v1/"  # docker's own name for docker.io in its config
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Either a user and password, or a bearer token. Its repr shows neither."""
+    """A user and password, a bearer token, or a registry's refresh token. Its repr shows none of them."""
 
     user: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
+    refresh: str = field(default="", repr=False)
 
     @property
-    def header(self) -> str:
-        """The value of an Authorization header (RFC 7617, RFC 6750)."""
+    def header(self) -> str | None:
+        """The value of an Authorization header (RFC 7617, RFC 6750); a refresh token only buys others."""
+        if self.refresh:
+            return None
         if self.token:
             return f"Bearer {self.token}"
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
@@ -87,6 +91,8 @@ def _from_docker(host: str, environ: Mapping[str, str]) -> Credential | None:
 
 
 def _from_auth(entry: Mapping[str, str]) -> Credential | None:
+    if entry.get("identitytoken"):
+        return Credential(refresh=entry["identitytoken"])
     if entry.get("username"):
         return Credential(entry["username"], entry.get("password", ""))
     if not entry.get("auth"):
@@ -113,7 +119,8 @@ def _ask_helper(helper: str, server: str) -> Credential | None:
             timeout=_HELPER_SECONDS,
         )
         answer = json.loads(done.stdout)
-        return Credential(str(answer["Username"]), str(answer["Secret"]))
+        user, secret = str(answer["Username"]), str(answer["Secret"])
+        return Credential(refresh=secret) if user == _REFRESH_USER else Credential(user, secret)
     except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
         log.warning("docker-credential-%s gave nothing for %s (%s)", helper, server, type(error).__name__)
         return None

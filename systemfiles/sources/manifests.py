@@ -34,6 +34,10 @@ class Manifest:
     value: Mapping[str, Any]
 
 
+class NoPlatform(SourceRefused):
+    """An index has nothing for the platform that was asked for."""
+
+
 def parse_manifest(raw: bytes, media_type: str, *, subject: str) -> Manifest:
     """What `raw` says; its own mediaType must not contradict the one it came as. Raises SourceRefused.
 
@@ -57,7 +61,7 @@ def parse_manifest(raw: bytes, media_type: str, *, subject: str) -> Manifest:
 def choose(index: Manifest, arch: Arch, *, subject: str) -> list[Mapping[str, Any]]:
     """The entries of an index for Linux on `arch`, best first; entries for no platform (attestations) are no choice.
 
-    Nested indexes, which need not say a platform, come last. Raises SourceRefused when there is none.
+    Nested indexes, which need not say a platform, come last. Raises NoPlatform when there is none.
     """
     exact, nested, seen = [], [], set()
     for entry in _objects(index.value["manifests"]):
@@ -73,7 +77,7 @@ def choose(index: Manifest, arch: Arch, *, subject: str) -> list[Mapping[str, An
     found = [entry for _, entry in sorted(exact, key=lambda pair: pair[0])] + nested
     if not found:
         there = sorted(printable(name) for name in seen)[:_MOST_NAMED]
-        raise SourceRefused(subject, f"it has nothing for linux/{arch.debian}, only {', '.join(there) or 'nothing'}")
+        raise NoPlatform(subject, f"it has nothing for linux/{arch.debian}, only {', '.join(there) or 'nothing'}")
     return found
 
 

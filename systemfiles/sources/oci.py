@@ -1,67 +1,78 @@
 """OCI registries, as the distribution-spec has them, read and written by a client that verifies every byte.
 
 A manifest is kept as the bytes it came in; what is asked for by digest must have that digest, and what a tag gives is
-pinned by the digest of its bytes. Tokens belong to one repository of one registry and go to no other host.
+pinned by the digest of its bytes. Tokens belong to one repository of one registry and go to no other host. Plain http
+is spoken on loopback, and where a reference begins with `http://`; no password or token ever leaves this host in it.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 
 from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import DigestMismatch, InvalidDigest, SourceRefused, UsageError
+from systemfiles.foundation.errors import (
+    DigestMismatch,
+    InvalidDigest,
+    SourceRefused,
+    SourceUnavailable,
+    UsageError,
+)
 from systemfiles.foundation.files import NewFile
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.sources.credentials import credential_for
 from systemfiles.sources.http import download
+from systemfiles.sources.login import Login, read_whole
 from systemfiles.sources.manifests import INDEXES, MANIFESTS, Manifest, parse_manifest
 from systemfiles.sources.transport import (
     Answered,
     Attempts,
     Interrupted,
     Transport,
+    Unreachable,
     following,
     host_of,
     is_loopback,
     printable,
 )
 
+T = TypeVar("T")
+
 DOCKER_HUB = "docker.io"
 _HUB_HOST = "registry-1.docker.io"
 LARGEST_MANIFEST = 4 << 20
 _ACCEPTED = {"Accept": ", ".join((*MANIFESTS, *INDEXES, "*/*"))}  # a registry denies what it has as something else
-_LARGEST_TOKEN = 1 << 20
+_IN_THE_CLEAR = "http://"
 
 # distribution-spec, "Pulling manifests"
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _HOST = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?")
-_SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z]+)(?:\s+(?=[A-Za-z_]+=)|\s*$)")
-_PARAMETER = re.compile(r'([A-Za-z_]{1,32})="([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """`registry/repository[:tag][@digest]`, with docker's short forms for docker.io."""
+    """`registry/repository[:tag][@digest]`, with docker's short forms for docker.io.
+
+    With `http://` before it, the registry is asked in plain http.
+    """
 
     registry: str
     repository: str
     tag: str | None = None
     digest: Digest | None = None
+    plain_http: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Raises UsageError."""
-        name, _, pinned = text.partition("@")
+        name, _, pinned = text.removeprefix(_IN_THE_CLEAR).partition("@")
         head, slash, tail = name.partition("/")
         if slash and (set(".:[") & set(head) or head == "localhost"):
             registry, rest = head, tail
@@ -77,7 +88,7 @@ class Reference:
         except InvalidDigest as error:
             msg = f"{text[:200]!r} is not an image reference"
             raise UsageError(msg, details=[("because", error.summary)]) from None
-        return cls(registry, repository, tag or None, digest)
+        return cls(registry, repository, tag or None, digest, text.startswith(_IN_THE_CLEAR))
 
     @property
     def target(self) -> str:
@@ -87,7 +98,8 @@ class Reference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         pinned = f"@{self.digest}" if self.digest else ""
-        return f"{self.registry}/{self.repository}{tag}{pinned}"
+        scheme = _IN_THE_CLEAR if self.plain_http else ""
+        return f"{scheme}{self.registry}/{self.repository}{tag}{pinned}"
 
 
 class Repository:
@@ -108,10 +120,8 @@ class Repository:
         self._base = f"{scheme}://{host}/v2/{repository}/"
         self._host = host_of(self._base)
         self._transport = transport or Transport()
-        self._credential = credential_for(registry, registry=True, **({} if environ is None else {"environ": environ}))
-        self._authorization: str | None = None
-        self._actions = "pull"
-        self._lock = threading.Lock()
+        credential = credential_for(registry, registry=True, **({} if environ is None else {"environ": environ}))
+        self._login = Login(self.name, self._base, credential, self._transport)
 
     def manifest(self, target: str) -> Manifest:
         """The manifest or index that a tag or digest names, verified when it is a digest.
@@ -119,14 +129,7 @@ class Repository:
         Raises DigestMismatch, SourceRefused, Answered, Interrupted, Unreachable.
         """
         url = urljoin(self._base, f"manifests/{target}")
-        attempts = Attempts(self._transport.bounds)
-        while True:
-            try:
-                raw, headers = self._get_manifest(url, attempts)
-                break
-            except (Interrupted, Answered) as error:
-                if not attempts.another(error):
-                    raise
+        raw, headers = self._patiently(lambda attempts: self._get_manifest(url, attempts))
         got = Digest.of(raw)
         # without a digest of our own, what the registry says of its bytes must at least be true
         expected = target if ":" in target else headers.get("Docker-Content-Digest", "")
@@ -137,7 +140,8 @@ class Repository:
 
     def _get_manifest(self, url: str, attempts: Attempts) -> tuple[bytes, Mapping[str, str]]:
         with self._open("GET", url, headers=_ACCEPTED) as response:
-            return self._read(response, LARGEST_MANIFEST, attempts), response.headers
+            raw = read_whole(self._transport, response, LARGEST_MANIFEST, attempts.deadline)
+            return raw, response.headers
 
     def blob(self, digest: Digest, size: int, out: NewFile, *, subject: str, progress: Progress = silent) -> None:
         """Fills `out` with a blob, verified. Raises as `manifest`, and SizeMismatch."""
@@ -145,21 +149,29 @@ class Repository:
         download(self._open, self._transport, url, out, subject=subject, digest=digest, size=size, progress=progress)
 
     def has_blob(self, digest: Digest) -> bool:
-        """Whether the registry has this blob."""
+        """Whether the registry has this blob. Raises SourceRefused, SourceUnavailable."""
         return self._exists(f"blobs/{digest}")
 
     def has_manifest(self, target: str) -> bool:
-        """Whether the registry has a manifest under this tag or digest."""
+        """Whether the registry has a manifest under this tag or digest. Raises SourceRefused, SourceUnavailable."""
         return self._exists(f"manifests/{target}")
 
     def push_blob(self, digest: Digest, size: int, content: BinaryIO) -> None:
         """Uploads a blob in one request (distribution-spec, "POST then PUT"), unless it is there.
 
-        `content` is at its beginning. Raises as `manifest`.
+        `content` is at its beginning. Raises SourceRefused, SourceUnavailable.
         """
         if self.has_blob(digest):
             return
-        self._actions = "pull,push"
+
+        def send(attempts: Attempts) -> None:
+            content.seek(0)
+            self._upload(digest, size, content)
+
+        self._login.actions = "pull,push"
+        self._insist(send, f"blob {digest}")
+
+    def _upload(self, digest: Digest, size: int, content: BinaryIO) -> None:
         with self._open("POST", urljoin(self._base, "blobs/uploads/"), headers={"Content-Length": "0"}) as response:
             location = following(response.url, response.headers.get("Location", ""))
         if host_of(location) != self._host:
@@ -171,20 +183,47 @@ class Repository:
             return
 
     def push_manifest(self, raw: bytes, media_type: str, target: str) -> Digest:
-        """Puts a manifest under a tag or its digest; returns its digest. Raises as `manifest`."""
-        self._actions = "pull,push"
+        """Puts a manifest under a tag or its digest; returns its digest. Raises SourceRefused, SourceUnavailable."""
         url = urljoin(self._base, f"manifests/{target}")
-        with self._open("PUT", url, headers={"Content-Type": media_type}, body=raw):
-            return Digest.of(raw)
+
+        def send(attempts: Attempts) -> None:
+            with self._open("PUT", url, headers={"Content-Type": media_type}, body=raw):
+                return
+
+        self._login.actions = "pull,push"
+        self._insist(send, f"manifest {target}")
+        return Digest.of(raw)
 
     def _exists(self, path: str) -> bool:
+        def ask(attempts: Attempts) -> bool:
+            try:
+                with self._open("HEAD", urljoin(self._base, path), headers=_ACCEPTED):
+                    return True
+            except Answered as error:
+                if error.status == requests.codes.not_found:
+                    return False
+                raise
+
+        return self._insist(ask, path)
+
+    def _patiently(self, action: Callable[[Attempts], T]) -> T:
+        """Tries again for as long as that may help."""
+        attempts = Attempts(self._transport.bounds)
+        while True:
+            try:
+                return action(attempts)
+            except (Interrupted, Answered) as error:
+                if not attempts.another(error):
+                    raise
+
+    def _insist(self, action: Callable[[Attempts], T], subject: str) -> T:
+        """`_patiently`, where there is no other place to try: what went wrong is the caller's error."""
         try:
-            with self._open("HEAD", urljoin(self._base, path), headers=_ACCEPTED):
-                return True
+            return self._patiently(action)
         except Answered as error:
-            if error.status == requests.codes.not_found:
-                return False
-            raise
+            raise SourceRefused(self.name, f"{subject}: it answers {error}") from error
+        except (Interrupted, Unreachable) as error:
+            raise SourceUnavailable(self.name, tried=[(subject, str(error))], wanted="reached") from error
 
     @contextmanager
     def _open(
@@ -207,21 +246,21 @@ class Repository:
         body: BinaryIO | bytes | None,
     ) -> requests.Response:
         """The answer to one request, with a token got on the way when the registry asks for one."""
-        used = self._authorization
+        used = self._login.authorization
         try:
             return stack.enter_context(self._send(method, url, headers, body))
         except Answered as error:
             # where a redirect led us, nobody may ask for what we tell this registry
             if error.status != requests.codes.unauthorized or host_of(error.url) != self._host:
                 raise
-            self._authorize(error.headers.get("WWW-Authenticate", ""), used)
+            self._login.answer(error.headers.get("WWW-Authenticate", ""), used)
         if body is not None and not isinstance(body, bytes):
             body.seek(0)
         try:
             return stack.enter_context(self._send(method, url, headers, body))
         except Answered as error:
             if error.status == requests.codes.unauthorized and host_of(error.url) == self._host:
-                raise self._no_credentials() from None
+                raise self._login.refusal() from None
             raise
 
     def _send(
@@ -231,86 +270,6 @@ class Repository:
             method,
             url,
             headers=headers,
-            authorization=lambda hop: self._authorization if host_of(hop) == self._host else None,
+            authorization=lambda hop: self._login.authorization if host_of(hop) == self._host else None,
             body=body,
         )
-
-    def _authorize(self, challenge: str, used: str | None) -> None:
-        """Gets what the registry asked for (RFC 9110, 11.6.1; the docker token protocol)."""
-        with self._lock:
-            if self._authorization != used:
-                return  # another thread has a new one already
-            offered = _challenges(challenge)
-            credential = self._credential
-            if credential and (credential.token or ("basic" in offered and "bearer" not in offered)):
-                self._authorization = credential.header
-            elif "bearer" in offered:
-                self._authorization = f"Bearer {self._fetch_token(offered['bearer'])}"
-            else:
-                raise self._no_credentials()
-
-    def _fetch_token(self, challenge: Mapping[str, str]) -> str:
-        realm = challenge.get("realm", "")
-        host = host_of(realm)
-        in_the_clear = is_loopback(self._host) and is_loopback(host) and realm.startswith("http://")
-        if not realm.startswith("https://") and not in_the_clear:
-            raise SourceRefused(self.name, f"it sends us to {realm[:200]!r} for a token")
-        scope = challenge.get("scope") or f"repository:{self.name.partition('/')[2]}:{self._actions}"
-        query = urlencode({"service": challenge.get("service", ""), "scope": scope})
-        # a registry may send us anywhere for a token; our password goes only to a host of the same domain
-        credential = self._credential if _same_domain(host, self._host) else None
-        authorization = credential.header if credential else None
-        url = f"{realm}{'&' if urlsplit(realm).query else '?'}{query}"
-        try:
-            with self._transport.open(
-                "GET", url, authorization=lambda hop: authorization if host_of(hop) == host else None
-            ) as response:
-                raw = self._read(response, _LARGEST_TOKEN, Attempts(self._transport.bounds))
-        except Answered as error:
-            if error.temporary:
-                raise
-            if error.status in (requests.codes.unauthorized, requests.codes.forbidden):
-                raise self._no_credentials() from None
-            raise SourceRefused(self.name, f"{host}, where it sends us for a token, answers {error}") from None
-        try:
-            answer = json.loads(raw)
-            token = answer.get("token") or answer["access_token"]
-        except (ValueError, KeyError, AttributeError, RecursionError):
-            token = None
-        if not isinstance(token, str) or not token or not token.isprintable():
-            raise SourceRefused(self.name, f"{host}, where it sends us for a token, gives none")
-        return token
-
-    def _no_credentials(self) -> SourceRefused:
-        problem = (
-            "it does not accept our credentials"
-            if self._credential
-            else "it needs credentials, and we have none for it"
-        )
-        return SourceRefused(self.name, problem, hint="docker login, or $SYSTEMFILES_CREDENTIALS (see the README)")
-
-    def _read(self, response: requests.Response, limit: int, attempts: Attempts) -> bytes:
-        data = bytearray()
-        for piece in self._transport.body(response, attempts.deadline):
-            data += piece
-            if len(data) > limit:
-                raise SourceRefused(response.url, f"its answer is longer than {limit} bytes")
-        return bytes(data)
-
-
-def _challenges(header: str) -> dict[str, dict[str, str]]:
-    """The parameters of each scheme that a WWW-Authenticate header offers (RFC 9110, 11.6.1); one may offer several."""
-    _, *parts = _SCHEME.split(header)
-    return {
-        scheme.lower(): {name.lower(): value for name, value in _PARAMETER.findall(rest)}
-        for scheme, rest in zip(parts[::2], parts[1::2], strict=True)
-    }
-
-
-def _same_domain(host: str, registry: str) -> bool:
-    """Whether `host` is the registry's own, or one beside or above it: auth.docker.io for registry-1.docker.io."""
-    name, own = (text.rsplit(":", 1)[0] for text in (host, registry))
-    parent = own.partition(".")[2]
-    return name == own or (
-        "." in parent and not parent.replace(".", "").isdigit() and f".{name}".endswith(f".{parent}")
-    )

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ from systemfiles.recipes.initrd import build_initrd
 from systemfiles.sources import http, transport
 from systemfiles.sources.http import fetch
 from systemfiles.sources.oci import Repository
-from systemfiles.sources.transport import Answered, Bounds
+from systemfiles.sources.transport import Bounds
 from tests.contract.origins import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -901,6 +902,17 @@ def nested(depth: int) -> Callable[[Registry], None]:
     return build
 
 
+def second_of_two_indexes(registry: Registry) -> None:
+    image = registry.add_image(ROOT)
+    inner = [registry.add_index(for_platform(image, name)) for name in ("linux/s390x", "linux/amd64")]
+    registry.add_index(*inner, tags=[TAG])
+
+
+def many_indexes(registry: Registry) -> None:
+    image = registry.add_image(ROOT)
+    registry.add_index(*(registry.add_index(for_platform(image, f"os{n}/x")) for n in range(20)), tags=[TAG])
+
+
 def docker_image(registry: Registry) -> None:
     config = "application/vnd.docker.container.image.v1+json"
     described = registry.add_blob(ROOT, "application/vnd.docker.image.rootfs.diff.tar.gzip")
@@ -1108,6 +1120,8 @@ IMAGES = [
     # indexes
     Row("indexes in indexes", an_image, registry_has(nested(3))),
     Row("indexes in indexes without end", an_image, registry_has(nested(9)), SourceUnavailable, ["nested more than"]),
+    Row("the first of two inner indexes has nothing for us", an_image, registry_has(second_of_two_indexes)),
+    Row("more inner indexes than anyone looks into", an_image, registry_has(many_indexes), SourceUnavailable, ["16"]),
     Row("an index of itself", an_image, registry_has(index_of_itself), DigestMismatch, [digest_of(b"itself")]),
     Row(
         "an index without our platform",
@@ -1618,6 +1632,24 @@ def test_whoever_watches_may_cancel_a_pull(world: World) -> None:
     assert_whole(world)
 
 
+def test_where_one_layer_fails_those_in_flight_are_given_up(world: World) -> None:
+    endless = {"mediaType": LAYER, "digest": digest_of(b"endless"), "size": 1 << 28}
+    wrong = world.registry.add_blob(b"wrong")
+    world.registry.add_image(endless, wrong, tags=[TAG])
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 28)
+    world.registry.answers[world.registry.path("blobs", endless["digest"])] = repeated(head, bytes(1 << 14), 0.05)
+    started = threading.Event()
+
+    def fails(x: Exchange) -> None:
+        assert started.wait(10)
+        status(404)(x)
+
+    world.registry.answers[world.registry.path("blobs", wrong["digest"])] = fails
+    with pytest.raises(SourceUnavailable, match="HTTP 404"):
+        pull(world, lambda subject, done, total: started.set())
+    assert_nothing_is_left_but_intact_blobs(world)
+
+
 def test_what_was_pulled_is_not_asked_for_again(world: World) -> None:
     an_image(world)
     an_image(world)
@@ -1797,9 +1829,13 @@ PUSHES = [
     Push("wants it at another port", uploads_to(lambda world: world.origin.url("/up")), SourceRefused, "elsewhere"),
     Push("wants it in a file", uploads_to(lambda world: "file:///tmp/x"), SourceRefused, "file:///tmp/x"),
     Push("wants it at no URL", uploads_to(lambda world: "http://["), SourceRefused),
-    Push("sends the upload on", answers_upload(redirect("/else", 307)), Answered, "HTTP 307"),
-    Push("does not allow it", answers_upload(status(403)), Answered, "HTTP 403"),
-    Push("fails", answers_upload(status(500)), Answered, "HTTP 500"),
+    Push("sends the upload on", answers_upload(redirect("/else", 307)), SourceRefused, "HTTP 307"),
+    Push("does not allow it", answers_upload(status(403)), SourceRefused, "HTTP 403"),
+    Push("fails", answers_upload(status(500)), SourceRefused, "HTTP 500"),
+    Push("fails, then takes it", answers_upload(in_turn(status(503), status(201))), then=all_of_it_arrived),
+    Push("breaks off, then takes it", answers_upload(in_turn(reset, status(201))), then=all_of_it_arrived),
+    Push("breaks off", answers_upload(reset), SourceUnavailable, "could not be reached"),
+    Push("says nothing", answers_upload(silent), SourceUnavailable, "silent for too long"),
     Push("asks for ever who we are", answers_upload(basic()), SourceRefused, "needs credentials"),
 ]
 
@@ -1830,7 +1866,7 @@ def test_a_manifest_that_was_not_taken_is_no_success(code: int, world: World) ->
     repository = Repository(world.registry.host, REPOSITORY, environ={})
     path = world.registry.path("manifests", "new")
     world.registry.answers[path] = status(code, Location="/v2/")
-    with pytest.raises(Answered, match=f"HTTP {code}"):
+    with pytest.raises(SourceRefused, match=f"manifest new: it answers HTTP {code}"):
         repository.push_manifest(b"{}", IMAGE_MANIFEST, "new")
     accepts(world)
     assert repository.push_manifest(b"{}", IMAGE_MANIFEST, "new") == digest_of(b"{}")

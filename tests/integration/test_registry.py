@@ -18,7 +18,7 @@ import oras.client  # type: ignore[import-untyped]
 import pytest
 
 from systemfiles.content.artifacts import Artifacts
-from systemfiles.content.layout import Descriptor, manifest
+from systemfiles.content.layout import Descriptor, Layout, manifest
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import load_catalog
@@ -217,6 +217,8 @@ def test_what_we_pulled_of_dockers_kind_others_can_read_and_do_not_collect(
     there = tree(layout)
     ok("umoci", "gc", "--layout", layout)
     assert tree(layout) == there
+    # and what the digest is the digest of is kept as it came
+    assert json.loads(Layout(Paths(tmp_path / "data")).read(images[arch])) == before
 
 
 def test_each_blob_is_asked_for_once_and_what_two_images_share_is_not_asked_for_again(

@@ -200,6 +200,20 @@ def test_a_helper_is_asked_for_its_host(home: Home, helper: Callable[[str, str],
     assert asked.read_text() == f"get\n{HOST}"
 
 
+def test_a_helper_may_give_a_refresh_token_instead(home: Home, helper: Callable[[str, str], Path]) -> None:
+    helper("vault", f"""echo '{{"Username": "<token>", "Secret": "{SECRET}"}}'""")
+    home.docker({"credHelpers": {HOST: "vault"}})
+    assert home.find() == Credential(refresh=SECRET)
+
+
+def test_a_login_may_be_a_refresh_token_which_is_no_header(home: Home) -> None:
+    home.docker({"auths": {HOST: {"auth": encoded(), "identitytoken": "to-be-renewed"}}})
+    found = home.find()
+    assert found == Credential(refresh="to-be-renewed")
+    assert found.header is None
+    assert "to-be-renewed" not in repr(found)
+
+
 def test_a_helper_is_not_asked_for_other_hosts(home: Home, helper: Callable[[str, str], Path]) -> None:
     asked = helper("vault", "exit 1")
     home.docker({"credHelpers": {HOST: "vault"}})

@@ -9,6 +9,7 @@ import struct
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,9 +21,12 @@ class Terminal:
     """A pseudo-terminal in place of stderr."""
 
     def __init__(self) -> None:
-        self._reader, writer = os.openpty()
-        fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
-        self.stream = os.fdopen(writer, "w", buffering=1)
+        self._reader, self._writer = os.openpty()
+        self.resize(80)
+        self.stream = os.fdopen(self._writer, "w", buffering=1)
+
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self._writer, termios.TIOCSWINSZ, struct.pack("HHHH", 25, columns, 0, 0))
 
     def shown(self) -> str:
         self.stream.flush()
@@ -73,6 +77,15 @@ def test_short_work_shows_no_bar(bars: ProgressBars, terminal: Terminal) -> None
     bars("kernel", 1, 100)
     bars("kernel", 100, 100)
     assert "kernel" not in terminal.shown()
+
+
+@pytest.mark.parametrize("columns", [100, 0], ids=["a terminal", "a serial console, which knows no width"])
+def test_long_work_shows_a_bar(bars: ProgressBars, terminal: Terminal, columns: int) -> None:
+    terminal.resize(columns)
+    bars("kernel", 1, 100)
+    time.sleep(1.1)
+    bars("kernel", 50, 100)
+    assert "kernel:  50%" in terminal.shown()
 
 
 def test_work_of_unknown_size_is_shown_too(bars: ProgressBars) -> None:
