@@ -18,6 +18,7 @@ PROVISIONING = {"libarchive13": "reads distribution packages and compressed kern
 TESTS = {
     "busybox-static": "what our list of applets is compared with",
     "cpio": "an independent reader of initrds",
+    "curl": "what downloads are measured against",
     "docker-registry": "a real registry to pull from and push to; not started by the installation",
     "e2fsprogs": "makes the disks of test guests",
     "libarchive-tools": "bsdtar, another independent reader",

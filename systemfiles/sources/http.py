@@ -155,6 +155,7 @@ class _Filling:
         self._progress = progress
         self._validator: str | None = None
         self._attempts = Attempts(transport.bounds)
+        self._farthest = 0
 
     def run(self) -> None:
         """Starts at the beginning, and goes on until all is there or nothing more helps."""
@@ -164,11 +165,23 @@ class _Filling:
                 self._ask()
                 return
             except (Interrupted, Answered) as error:
+                self._reward_progress()
                 status = error.status if isinstance(error, Answered) else None
                 if status == requests.codes.requested_range_not_satisfiable and self._out.size:
                     self._out.restart()
                 elif not self._attempts.another(error):
                     raise
+
+    def _reward_progress(self) -> None:
+        """Lets a long file come over a line that is cut again and again, as long as each few attempts bring more of it.
+
+        Only what is beyond all that was ever here counts: an origin that starts over each time, or has other bytes each
+        time, would otherwise be asked until the deadline. And it must be a good deal, so that a file takes no more
+        requests than its size in such steps allows, however little each of them brings.
+        """
+        if self._out.size >= self._farthest + self._transport.bounds.enough:
+            self._farthest = self._out.size
+            self._attempts.renew()
 
     def _ask(self) -> None:
         out = self._out

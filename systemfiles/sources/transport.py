@@ -46,6 +46,8 @@ class Bounds:
     slowest: float = 1024.0
     """bytes a second, on average over any `read` seconds"""
     attempts: int = 5
+    enough: int = 1 << 20
+    """new bytes that are worth as many attempts again"""
     pause: float = 0.5
     """seconds before the second attempt; doubled before each later one"""
     longest_pause: float = 60.0
@@ -85,6 +87,10 @@ class Attempts:
         self.deadline = time.monotonic() + bounds.total
         self._bounds = bounds
         self._sleep = sleep
+        self._made = 0
+
+    def renew(self) -> None:
+        """Counts from the beginning again, because something came of those that were made. The deadline stays."""
         self._made = 0
 
     def another(self, error: Exception) -> bool:

@@ -19,6 +19,7 @@ from io import FileIO
 from pathlib import Path
 from statistics import median
 
+import fetches
 from measure import HEAD, Row, alternate, calls, compared, process, row
 from trees import make_tree, walk
 
@@ -29,7 +30,7 @@ from systemfiles.recipes.initrd import InitrdBuild, build_initrd
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PROFILE = "debian"
-TOOLS = ("cpio", "find", "gzip", "sh")
+TOOLS = ("cpio", "find", "gzip", "sh", *fetches.TOOLS)
 HEAVY = ("doit", "elftools", "libarchive", "pydantic", "requests", "tqdm")
 QUICK, SLOW = 15, 7  # rounds
 
@@ -63,6 +64,7 @@ class Bench:
         yield self._idle_doit()
         yield from self._cpio()
         yield from self._initrd()
+        yield from fetches.rows(self.work, self.environ)
 
     def _imports(self) -> Iterator[Row]:
         for what in ("import systemfiles", "from systemfiles import SystemFiles"):
@@ -164,11 +166,15 @@ def _archive(tree: Path) -> None:
 def main() -> int:
     for name in ("SYSTEMFILES_DATA_DIR", "SYSTEMFILES_CATALOG"):
         os.environ.pop(name, None)
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = f"{direct},127.0.0.1" if direct else "127.0.0.1"
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         sys.stderr.write(f"error: not installed: {', '.join(missing)} (doit setup tests=yes)\n")
         return 1
     with tempfile.TemporaryDirectory(prefix="systemfiles-bench-") as work:
-        sys.stderr.write(f"provisioning profile {PROFILE} into a temporary directory, then measuring for a minute\n")
+        sys.stderr.write(
+            f"provisioning profile {PROFILE} into a temporary directory, then measuring for over a minute\n"
+        )
         bench = Bench(Path(work))
         sys.stdout.write(f"{HEAD}\n")
         for line in bench.rows():

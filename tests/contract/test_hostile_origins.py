@@ -1633,7 +1633,7 @@ def test_whoever_watches_may_cancel_a_pull(world: World) -> None:
 
 
 def test_where_one_layer_fails_those_in_flight_are_given_up(world: World) -> None:
-    endless = {"mediaType": LAYER, "digest": digest_of(b"endless"), "size": 1 << 28}
+    endless: dict[str, Any] = {"mediaType": LAYER, "digest": digest_of(b"endless"), "size": 1 << 28}
     wrong = world.registry.add_blob(b"wrong")
     world.registry.add_image(endless, wrong, tags=[TAG])
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 28)

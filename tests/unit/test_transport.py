@@ -178,6 +178,17 @@ def test_pauses_double_until_the_attempts_are_used_up() -> None:
     assert clock.slept == [0.5, 1, 2]
 
 
+def test_what_comes_of_an_attempt_may_earn_as_many_again_and_no_more_time() -> None:
+    clock = Clock()
+    attempts = clock.attempts(Bounds(attempts=3, pause=0.5))
+    assert [attempts.another(Interrupted()) for _ in range(2)] == [True, True]
+    deadline = attempts.deadline
+    attempts.renew()
+    assert [attempts.another(Interrupted()) for _ in range(3)] == [True, True, False]
+    assert clock.slept == [0.5, 1, 0.5, 1]
+    assert attempts.deadline == deadline
+
+
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(code: int) -> None:
     assert Clock().attempts(QUICK).another(answered(code))
