@@ -1,13 +1,14 @@
-"""Large transfers, to be measured: who serves them, and one fetch or one pull as a whole process.
+"""Large transfers, to be measured: who serves them, and one fetch, pull or push as a whole process.
 
 ::
 
     python -m tests.transfers fetch URL DIGEST SIZE DATA_DIR
     python -m tests.transfers pull REFERENCE DATA_DIR
+    python -m tests.transfers push HOST REPOSITORY FILE DIGEST
     python -m tests.transfers serve DIRECTORY
 
-The first two print how many bytes of memory they took at their peak, above what they had before they began. Modules are
-imported where they are needed, because the time of these processes counts, too.
+The first three print how many bytes of memory they took at their peak, above what they had before they began. Modules
+are imported where they are needed, because the time of these processes counts, too.
 """
 
 from __future__ import annotations
@@ -127,6 +128,19 @@ def _pulling(reference: str, data_dir: str) -> Callable[[], object]:
     return lambda: puller.pull(reference, Arch.X86_64)
 
 
+def _pushing(host: str, repository: str, file: str, digest: str) -> Callable[[], object]:
+    from systemfiles.foundation.digest import Digest
+    from systemfiles.sources.oci import Repository
+
+    target = Repository(host, repository)
+
+    def work() -> None:
+        with Path(file).open("rb") as content:
+            target.push_blob(Digest.parse(digest), Path(file).stat().st_size, content)
+
+    return work
+
+
 def _memory(field: str) -> int:
     """Bytes, from a line such as `VmHWM:     40328 kB` of /proc/self/status (proc(5))."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
@@ -137,7 +151,7 @@ def main(kind: str, *words: str) -> None:
     if kind == "serve":
         _serve(*words)
         return
-    kinds: dict[str, Callable[..., Callable[[], object]]] = {"fetch": _fetching, "pull": _pulling}
+    kinds: dict[str, Callable[..., Callable[[], object]]] = {"fetch": _fetching, "pull": _pulling, "push": _pushing}
     work = kinds[kind](*words)
     idle = _memory("VmRSS")
     work()

@@ -8,27 +8,42 @@ The file is never deleted (two holders could lock two inodes of one name); it ho
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from systemfiles.foundation.errors import LockTimeout
+from systemfiles.foundation.errors import LockTimeout, StoreError
 from systemfiles.foundation.files import make_dirs, storing
+
+log = logging.getLogger(__name__)
 
 _FIRST_WAIT = 0.005
 _LONGEST_WAIT = 0.25
+_SILENT_WAIT = 5.0  # seconds after which whoever watches is told what we wait for
+_HELD = (errno.EAGAIN, errno.EACCES)  # flock(2); the latter from NFS
+_LOCAL = "keep the data directory on a file system with locks, such as a local one"
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, timeout: float | None = None) -> Iterator[None]:
+def locked(
+    path: Path,
+    *,
+    timeout: float | None = None,
+    inherited: bool = False,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Holds the exclusive lock at `path`; waits for it at most `timeout` seconds (None: for ever).
 
-    Not reentrant: a thread that asks twice waits for itself. Raises LockTimeout, StoreError.
+    `waiting` is called now and then meanwhile, and may raise to give up. Not reentrant: a thread that asks twice waits
+    for itself. With `inherited`, a program that this process becomes (execve(2)) holds it on.
+    Raises LockTimeout, StoreError.
     """
     make_dirs(path.parent)
     with storing(path):
@@ -36,14 +51,18 @@ def locked(path: Path, *, timeout: float | None = None) -> Iterator[None]:
     owner = os.getpid()
     try:
         _share(fd, path.parent)
-        _acquire(fd, path, timeout)
-        _sign(fd)
-        yield
+        _acquire(fd, path, timeout, waiting)
+        try:
+            _sign(fd)
+            os.set_inheritable(fd, inherited)
+            yield
+        finally:
+            # closing alone would not do when a child that was forked meanwhile has the file open too, nor may such a
+            # child, when it leaves this block, free what is its parent's
+            if os.getpid() == owner:
+                with contextlib.suppress(OSError):  # closing frees it then
+                    fcntl.flock(fd, fcntl.LOCK_UN)
     finally:
-        # closing alone would not do when a child that was forked meanwhile has the file open too, nor may such a
-        # child, when it leaves this block, free what is its parent's
-        if os.getpid() == owner:
-            fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
@@ -55,19 +74,29 @@ def _share(fd: int, directory: Path) -> None:
             os.fchmod(fd, mode)
 
 
-def _acquire(fd: int, path: Path, timeout: float | None) -> None:
-    deadline = None if timeout is None else time.monotonic() + timeout
-    wait = _FIRST_WAIT
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise LockTimeout(path, seconds=timeout or 0, holder=_holder(path)) from None
-        else:
-            return
+def _acquire(fd: int, path: Path, timeout: float | None, waiting: Callable[[], None]) -> None:
+    started, told, wait = time.monotonic(), False, _FIRST_WAIT
+    while not _try(fd, path):
+        waiting()
+        waited = time.monotonic() - started
+        if timeout is not None and waited >= timeout:
+            raise LockTimeout(path, seconds=timeout, holder=_holder(path))
+        if waited > _SILENT_WAIT and not told:
+            told = True
+            log.warning("waiting for %s, held by %s", path.name, _holder(path))
         time.sleep(wait)
         wait = min(wait * 2, _LONGEST_WAIT)
+
+
+def _try(fd: int, path: Path) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        msg = f"{path} cannot be locked ({error.strerror})"
+        raise StoreError(msg, hint=_LOCAL) from error
+    return True
 
 
 def _sign(fd: int) -> None:

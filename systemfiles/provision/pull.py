@@ -12,21 +12,24 @@ from typing import Any
 from systemfiles.content.layout import IMAGE_CONFIG, Descriptor
 from systemfiles.content.layout import manifest as image_manifest
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import SourceRefused, StoreError
+from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.errors import NoSpace, SourceRefused, StoreError
+from systemfiles.foundation.files import free_bytes
 from systemfiles.foundation.lock import locked
-from systemfiles.foundation.progress import Progress
 from systemfiles.provision.site import MIRRORS, Site
 from systemfiles.sources.http import candidates, try_each
 from systemfiles.sources.manifests import DOCKER_MANIFEST, IMAGE_MANIFEST, INDEXES, Manifest, NoPlatform, choose
 from systemfiles.sources.oci import Reference, Repository
+from systemfiles.sources.transport import Transport, printable
 
 PARALLEL = 4
 DEEPEST_INDEX = 4
 MOST_INDEXES = 16
 LARGEST_LAYER = 16 << 30
 CONVERTED = "io.systemfiles.converted-from"
+_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 _AS_OCI = {
-    "application/vnd.docker.container.image.v1+json": IMAGE_CONFIG,
+    _DOCKER_CONFIG: IMAGE_CONFIG,
     "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
 }
@@ -53,29 +56,46 @@ class Puller:
         return pulled[-1]
 
     def _pull_from(self, reference: Reference, arch: Arch) -> Descriptor:
-        repository = Repository(reference.registry, reference.repository, plain_http=reference.plain_http)
+        stop = threading.Event()
+        repository = Repository(
+            reference.registry,
+            reference.repository,
+            transport=Transport(stop=stop),
+            plain_http=reference.plain_http,
+        )
         manifest = _ForArch(repository, arch).find(repository.manifest(reference.target))
-        try:
-            parts = [Descriptor.from_json(part) for part in (manifest.value["config"], *manifest.value["layers"])]
-        except (StoreError, KeyError, TypeError) as error:
-            raise SourceRefused(str(reference), f"its manifest is broken ({error})") from error
+        config, *layers = parts = _parts(manifest, str(reference))
         self._layout.create()
-        self._fetch_all(repository, parts)
+        self._require_space(parts)
+        self._fetch_all(repository, [config], stop)
+        self._require_platform(config, arch, str(reference))
+        self._fetch_all(repository, layers, stop)
         return self._keep(manifest, parts)
 
-    def _fetch_all(self, repository: Repository, parts: Sequence[Descriptor]) -> None:
-        stop = threading.Event()
+    def _require_space(self, parts: Sequence[Descriptor]) -> None:
+        missing = {part.digest: part.size for part in parts if not self._layout.blob(part.digest).exists()}
+        needed, free = sum(missing.values()), free_bytes(self._layout.root)
+        if needed > free:
+            raise NoSpace(self._layout.root, needed=needed, free=free)
 
-        def progress(subject: str, done: int, total: int | None) -> None:
-            if stop.is_set():
-                raise CancelledError
-            self._site.progress(subject, done, total)
+    def _require_platform(self, config: Descriptor, arch: Arch, subject: str) -> None:
+        """Refuses an image that says it is for another machine: a manifest may be named without any index."""
+        if config.media_type not in (IMAGE_CONFIG, _DOCKER_CONFIG):
+            return
+        try:
+            value = self._layout.read_json(config.digest)
+        except StoreError as error:
+            raise SourceRefused(subject, f"its configuration is broken ({error.summary})") from error
+        said = (str(value.get("os") or "linux"), str(value.get("architecture") or arch.debian))
+        if said != ("linux", arch.debian):
+            raise SourceRefused(subject, f"it is for {printable('/'.join(said))}, and linux/{arch.debian} is wanted")
 
+    def _fetch_all(self, repository: Repository, parts: Sequence[Descriptor], stop: threading.Event) -> None:
         # a layer may be named twice, and is fetched once
         distinct = {part.digest: part for part in parts}.values()
         with ThreadPoolExecutor(max_workers=PARALLEL) as pool:
             try:
-                fetching = [pool.submit(self._fetch, repository, part, progress) for part in distinct]
+                fetching = [pool.submit(self._fetch, repository, part, stop) for part in distinct]
                 for fetched in as_completed(fetching):
                     fetched.result()
             except BaseException:
@@ -97,16 +117,38 @@ class Puller:
         raw = image_manifest(config, layers, {CONVERTED: manifest.digest})
         return self._layout.add_bytes(raw, IMAGE_MANIFEST)
 
-    def _fetch(self, repository: Repository, part: Descriptor, progress: Progress) -> None:
-        if part.size > LARGEST_LAYER:
-            raise SourceRefused(repository.name, f"its layer {part.digest} is {part.size} bytes long")
-        with locked(self._site.paths.lock(f"blob-{part.digest.hex}"), timeout=self._site.timeout):
+    def _fetch(self, repository: Repository, part: Descriptor, stop: threading.Event) -> None:
+        def check() -> None:
+            if stop.is_set():
+                raise CancelledError
+
+        def progress(subject: str, done: int, total: int | None) -> None:
+            check()
+            self._site.progress(subject, done, total)
+
+        lock = self._site.paths.lock(f"blob-{part.digest.hex}")
+        with locked(lock, timeout=self._site.timeout, waiting=check):
             if self._layout.intact(part.digest, part.size):
                 return
             with self._layout.new_file() as out:
                 subject = f"{repository.name} {part.digest.hex[:12]}"
                 repository.blob(part.digest, part.size, out, subject=subject, progress=progress)
                 self._layout.add(out, part.media_type)
+
+
+def _parts(manifest: Manifest, subject: str) -> list[Descriptor]:
+    """The config and the layers of an image. Raises SourceRefused."""
+    try:
+        parts = [Descriptor.from_json(part) for part in (manifest.value["config"], *manifest.value["layers"])]
+    except (StoreError, KeyError, TypeError) as error:
+        raise SourceRefused(subject, f"its manifest is broken ({error})") from error
+    sizes: dict[Digest, int] = {}
+    for part in parts:
+        if part.size > LARGEST_LAYER:
+            raise SourceRefused(subject, f"its layer {part.digest} is {part.size} bytes long")
+        if sizes.setdefault(part.digest, part.size) != part.size:
+            raise SourceRefused(subject, f"its manifest is broken ({part.digest} has two sizes)")
+    return parts
 
 
 class _ForArch:

@@ -2,7 +2,8 @@
 
 A socket's time-out starts anew with every byte, so an origin that sends one byte now and then would hold a client for
 days in the head of an answer, between two chunks of its body, in trailers, or with one `100 Continue` after another.
-Here the whole head, and each piece of the body with all that frames it, must come within the read time-out.
+Here the whole head, and each piece of the body with all that frames it, must come within the read time-out. And what
+is sent must be taken within as long, not within the time-out for connecting.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+
+SENDING = 30.0
+"""seconds within which the other side has to take what is sent, or some of it"""
 
 
 class TimelyAdapter(HTTPAdapter):
@@ -78,9 +83,18 @@ class _Response(http.client.HTTPResponse):
 class _Connection(HTTPConnection):
     response_class = _Response
 
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(SENDING)
 
-class _TlsConnection(HTTPSConnection):
-    response_class = _Response
+    def request(self, *args: Any, **options: Any) -> None:
+        if self.sock:  # from an earlier answer, of which it has some time left
+            self.sock.settimeout(SENDING)
+        super().request(*args, **options)
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    pass
 
 
 class _Pool(HTTPConnectionPool):

@@ -13,6 +13,7 @@ import json
 import logging
 import netrc
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 VARIABLE = "SYSTEMFILES_CREDENTIALS"
 _HELPER_SECONDS = 20
 _REFRESH_USER = "<token>"  # docker's sign that a helper's secret is a refresh token
-_DOCKER_HUB = "https://index.docker.io/v1/"  # docker's own name for docker.io in its config
+_DOCKER_HUB = "index.docker.io"  # docker's own name for docker.io in its config, as https://index.docker.io/v1/
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,12 @@ class Credential:
     token: str = field(default="", repr=False)
     refresh: str = field(default="", repr=False)
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be sent, as a ValueError: JSON may hold half a character; the environment, any bytes."""
+        self.refresh.encode()
+        for text in (self.user, self.password, self.token):
+            text.encode("utf-8", "surrogateescape")
+
     @property
     def header(self) -> str | None:
         """The value of an Authorization header (RFC 7617, RFC 6750); a refresh token only buys others."""
@@ -45,7 +52,7 @@ class Credential:
             return None
         if self.token:
             return f"Bearer {self.token}"
-        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode("utf-8", "surrogateescape")).decode()
 
 
 def credential_for(host: str, *, registry: bool = False, environ: Mapping[str, str] = os.environ) -> Credential | None:
@@ -77,17 +84,23 @@ def _from_docker(host: str, environ: Mapping[str, str]) -> Credential | None:
     try:
         config: Any = json.loads((directory / "config.json").read_bytes())
         auths, helpers = config.get("auths") or {}, config.get("credHelpers") or {}
-        for name in (host, f"https://{host}", *((_DOCKER_HUB,) if host == "docker.io" else ())):
-            helper = helpers.get(name) or (config.get("credsStore") if name in auths else None)
+        for name in (name for name in {**helpers, **auths} if _host_of_key(name) == host):
+            helper = helpers.get(name) or config.get("credsStore")
             if helper and (found := _ask_helper(str(helper), name)):
                 return found
             if name in auths and (found := _from_auth(auths[name])):
                 return found
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         log.warning("%s cannot be read (%s): going on without it", directory / "config.json", type(error).__name__)
     return None
+
+
+def _host_of_key(key: str) -> str:
+    """The registry that a key of docker's config means: some logins write a URL there."""
+    name = re.sub(r"^https?://", "", key).partition("/")[0]
+    return "docker.io" if name == _DOCKER_HUB else name
 
 
 def _from_auth(entry: Mapping[str, str]) -> Credential | None:
@@ -121,7 +134,7 @@ def _ask_helper(helper: str, server: str) -> Credential | None:
         answer = json.loads(done.stdout)
         user, secret = str(answer["Username"]), str(answer["Secret"])
         return Credential(refresh=secret) if user == _REFRESH_USER else Credential(user, secret)
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("docker-credential-%s gave nothing for %s (%s)", helper, server, type(error).__name__)
         return None
 

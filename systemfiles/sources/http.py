@@ -18,7 +18,6 @@ from systemfiles.foundation.progress import Progress, silent
 from systemfiles.sources.credentials import credential_for
 from systemfiles.sources.transport import (
     Answered,
-    Attempts,
     Bounds,
     Interrupted,
     Transport,
@@ -154,7 +153,7 @@ class _Filling:
         self._size = size
         self._progress = progress
         self._validator: str | None = None
-        self._attempts = Attempts(transport.bounds)
+        self._attempts = transport.attempts()
         self._farthest = 0
 
     def run(self) -> None:
@@ -164,7 +163,9 @@ class _Filling:
             try:
                 self._ask()
                 return
-            except (Interrupted, Answered) as error:
+            except (Interrupted, Answered, Unreachable) as caught:
+                # whoever sent some of it is there, and may be starting again just now
+                error = Interrupted(str(caught)) if isinstance(caught, Unreachable) and self._out.size else caught
                 self._reward_progress()
                 status = error.status if isinstance(error, Answered) else None
                 if status == requests.codes.requested_range_not_satisfiable and self._out.size:

@@ -18,7 +18,7 @@ import requests
 
 from systemfiles.foundation.errors import SourceRefused
 from systemfiles.sources.credentials import Credential
-from systemfiles.sources.transport import Answered, Attempts, Transport, host_of, is_loopback
+from systemfiles.sources.transport import Answered, Interrupted, Transport, Unreachable, host_of, is_loopback
 
 _LARGEST_TOKEN = 1 << 20
 _FORM = "application/x-www-form-urlencoded"
@@ -40,11 +40,14 @@ class Login:
         self._transport = transport
         self._lock = threading.Lock()
 
-    def answer(self, challenge: str, used: str | None) -> None:
-        """Gets what the registry asked for (RFC 9110, 11.6.1; the docker token protocol)."""
+    def answer(self, challenge: str, shown: str | None) -> str | None:
+        """Gets what the registry asked for instead of what it was `shown`; None when another thread got one meanwhile.
+
+        Raises SourceRefused, Interrupted, Unreachable.
+        """
         with self._lock:
-            if self.authorization != used:
-                return  # another thread has a new one already
+            if self.authorization != shown:
+                return None
             offered = _challenges(challenge)
             header = self._credential.header if self._credential else None
             if header and (header.startswith("Bearer") or ("basic" in offered and "bearer" not in offered)):
@@ -53,6 +56,7 @@ class Login:
                 self.authorization = f"Bearer {self._fetch_token(offered['bearer'])}"
             else:
                 raise self.refusal()
+            return self.authorization
 
     def _fetch_token(self, challenge: Mapping[str, str]) -> str:
         realm = challenge.get("realm", "")
@@ -60,19 +64,24 @@ class Login:
         in_the_clear = self._clear or (is_loopback(self._host) and is_loopback(host))
         if not realm.startswith(("https://", "http://") if in_the_clear else "https://"):
             raise SourceRefused(self._name, f"it sends us to {realm[:200]!r} for a token")
-        scope = challenge.get("scope") or f"repository:{self._name.partition('/')[2]}:{self.actions}"
-        query = {"service": challenge.get("service", ""), "scope": scope}
+        query = {"service": challenge.get("service", ""), "scope": self._scope(challenge.get("scope", ""))}
         # a registry may send us anywhere for a token; our password goes only to a host of the same domain
-        credential = self._credential if _same_domain(host, self._host) else None
+        ours = _same_domain(host, self._host)
+        server = f"{host}, where it sends us for a token"
         try:
-            with self._ask_for_token(realm, host, query, credential) as response:
-                raw = read_whole(self._transport, response, _LARGEST_TOKEN, Attempts(self._transport.bounds).deadline)
+            with self._ask_for_token(realm, host, query, self._credential if ours else None) as response:
+                raw = read_whole(self._transport, response, _LARGEST_TOKEN, self._transport.attempts().deadline)
+        except (Interrupted, Unreachable) as error:
+            msg = f"{server}: {error}"
+            raise type(error)(msg) from error
         except Answered as error:
             if error.temporary:
-                raise
-            if error.status in (requests.codes.unauthorized, requests.codes.forbidden):
+                msg = f"{server}: {error}"
+                raise Interrupted(msg) from error
+            if error.status in (requests.codes.unauthorized, requests.codes.forbidden) and ours:
                 raise self.refusal() from None
-            raise SourceRefused(self._name, f"{host}, where it sends us for a token, answers {error}") from None
+            whose = "" if ours or not self._credential else " (our credentials are for the registry's own domain)"
+            raise SourceRefused(self._name, f"{server}, answers {error}{whose}") from None
         try:
             answer = json.loads(raw)
             token = answer.get("token") or answer["access_token"]
@@ -81,6 +90,14 @@ class Login:
         if not isinstance(token, str) or not token or not token.isprintable():
             raise SourceRefused(self._name, f"{host}, where it sends us for a token, gives none")
         return token
+
+    def _scope(self, asked: str) -> str:
+        """What the token must be good for: what is asked for now, and what threads beside this one do."""
+        prefix = f"repository:{self._name.partition('/')[2]}:"
+        if asked and not asked.startswith(prefix):
+            return asked
+        actions = {*filter(None, asked.removeprefix(prefix).split(",")), *self.actions.split(",")}
+        return prefix + ",".join(sorted(actions))
 
     def _ask_for_token(
         self, realm: str, host: str, query: Mapping[str, str], credential: Credential | None
@@ -124,8 +141,7 @@ def _challenges(header: str) -> dict[str, dict[str, str]]:
 
 def _same_domain(host: str, registry: str) -> bool:
     """Whether `host` is the registry's own, or one beside or above it: auth.docker.io for registry-1.docker.io."""
-    name, own = (text.rsplit(":", 1)[0] for text in (host, registry))
+    name, own = (re.sub(r":[0-9]+$", "", text) for text in (host, registry))
     parent = own.partition(".")[2]
-    return name == own or (
-        "." in parent and not parent.replace(".", "").isdigit() and f".{name}".endswith(f".{parent}")
-    )
+    is_name = not own.startswith("[") and not parent.replace(".", "").isdigit()
+    return name == own or (is_name and "." in parent and f".{name}".endswith(f".{parent}"))

@@ -2,7 +2,7 @@
 
 A manifest is kept as the bytes it came in; what is asked for by digest must have that digest, and what a tag gives is
 pinned by the digest of its bytes. Tokens belong to one repository of one registry and go to no other host. Plain http
-is spoken on loopback, and where a reference begins with `http://`; no password or token ever leaves this host in it.
+is spoken on loopback, and where a reference begins with `http://`; no credential ever leaves this host in it.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ from systemfiles.sources.transport import (
     is_loopback,
     printable,
 )
+from systemfiles.sources.upload import Upload
 
 T = TypeVar("T")
 
 DOCKER_HUB = "docker.io"
 _HUB_HOST = "registry-1.docker.io"
 LARGEST_MANIFEST = 4 << 20
+_LOGINS = 5  # other threads may get tokens meanwhile, which are not good for what this one asks
 _ACCEPTED = {"Accept": ", ".join((*MANIFESTS, *INDEXES, "*/*"))}  # a registry denies what it has as something else
 _IN_THE_CLEAR = "http://"
 
@@ -161,17 +163,16 @@ class Repository:
 
         `content` is at its beginning. Raises SourceRefused, SourceUnavailable.
         """
+        self._login.actions = "pull,push"
         if self.has_blob(digest):
             return
 
         def send(attempts: Attempts) -> None:
-            content.seek(0)
-            self._upload(digest, size, content)
+            self._upload(digest, size, Upload(content, size, self._transport.bounds, attempts.deadline))
 
-        self._login.actions = "pull,push"
         self._insist(send, f"blob {digest}")
 
-    def _upload(self, digest: Digest, size: int, content: BinaryIO) -> None:
+    def _upload(self, digest: Digest, size: int, content: Upload) -> None:
         with self._open("POST", urljoin(self._base, "blobs/uploads/"), headers={"Content-Length": "0"}) as response:
             location = following(response.url, response.headers.get("Location", ""))
         if host_of(location) != self._host:
@@ -179,7 +180,8 @@ class Repository:
         separator = "&" if urlsplit(location).query else "?"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         url = f"{location}{separator}{urlencode({'digest': digest})}"
-        with self._open("PUT", url, headers=headers, body=content):
+        content.seek(0)
+        with self._open("PUT", url, headers=headers, body=content if size else b""):
             return
 
     def push_manifest(self, raw: bytes, media_type: str, target: str) -> Digest:
@@ -208,7 +210,7 @@ class Repository:
 
     def _patiently(self, action: Callable[[Attempts], T]) -> T:
         """Tries again for as long as that may help."""
-        attempts = Attempts(self._transport.bounds)
+        attempts = self._transport.attempts()
         while True:
             try:
                 return action(attempts)
@@ -232,7 +234,7 @@ class Repository:
         url: str,
         *,
         headers: Mapping[str, str] | None = None,
-        body: BinaryIO | bytes | None = None,
+        body: Upload | bytes | None = None,
     ) -> Iterator[requests.Response]:
         with ExitStack() as stack:
             yield self._answer(stack, method, url, headers, body)
@@ -243,33 +245,33 @@ class Repository:
         method: str,
         url: str,
         headers: Mapping[str, str] | None,
-        body: BinaryIO | bytes | None,
+        body: Upload | bytes | None,
     ) -> requests.Response:
         """The answer to one request, with a token got on the way when the registry asks for one."""
-        used = self._login.authorization
-        try:
-            return stack.enter_context(self._send(method, url, headers, body))
-        except Answered as error:
-            # where a redirect led us, nobody may ask for what we tell this registry
-            if error.status != requests.codes.unauthorized or host_of(error.url) != self._host:
-                raise
-            self._login.answer(error.headers.get("WWW-Authenticate", ""), used)
-        if body is not None and not isinstance(body, bytes):
-            body.seek(0)
-        try:
-            return stack.enter_context(self._send(method, url, headers, body))
-        except Answered as error:
-            if error.status == requests.codes.unauthorized and host_of(error.url) == self._host:
-                raise self._login.refusal() from None
-            raise
+        bought: str | None = None
+        for _ in range(_LOGINS):
+            shown = self._login.authorization
+            try:
+                return stack.enter_context(self._send(method, url, headers, body, shown))
+            except Answered as error:
+                # where a redirect led us, nobody may ask for what we tell this registry
+                if error.status != requests.codes.unauthorized or host_of(error.url) != self._host:
+                    raise
+                challenge = error.headers.get("WWW-Authenticate", "")
+            if shown is not None and shown == bought:
+                break  # it was got for just this
+            bought = self._login.answer(challenge, shown)
+            if isinstance(body, Upload):
+                body.seek(0)
+        raise self._login.refusal()
 
     def _send(
-        self, method: str, url: str, headers: Mapping[str, str] | None, body: BinaryIO | bytes | None
+        self, method: str, url: str, headers: Mapping[str, str] | None, body: Upload | bytes | None, shown: str | None
     ) -> AbstractContextManager[requests.Response]:
         return self._transport.open(
             method,
             url,
             headers=headers,
-            authorization=lambda hop: self._login.authorization if host_of(hop) == self._host else None,
+            authorization=lambda hop: shown if host_of(hop) == self._host else None,
             body=body,
         )

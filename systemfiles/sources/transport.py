@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import io
 import ipaddress
 import logging
+import random
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
-from typing import BinaryIO
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, LocationParseError, ReadTimeoutError
+from urllib3.util import parse_url
 
 from systemfiles.foundation.digest import CHUNK
 from systemfiles.foundation.errors import SourceRefused
@@ -33,7 +37,12 @@ log = logging.getLogger(__name__)
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _AGAIN = (408, 429, 500, 502, 503, 504)
+_CUT = (ConnectionError, EOFError, TimeoutError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[A-Za-z0-9.:%_-]+\]")  # of a name in other letters, what IDNA makes
 _HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"systemfiles/{__version__}"}
+
+
+Body = io.RawIOBase | bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Bounds:
 
     connect: float = 5.0
     read: float = 30.0
-    total: float = 3600.0
+    total: float = 4 * 3600.0
     slowest: float = 1024.0
     """bytes a second, on average over any `read` seconds"""
     attempts: int = 5
@@ -81,12 +90,12 @@ class Answered(Exception):
 
 
 class Attempts:
-    """How often one thing may be tried, until when, and how long to wait in between."""
+    """How often one thing may be tried, until when or until `stop`, and how long to wait in between."""
 
-    def __init__(self, bounds: Bounds, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, bounds: Bounds, *, stop: threading.Event | None = None) -> None:
         self.deadline = time.monotonic() + bounds.total
         self._bounds = bounds
-        self._sleep = sleep
+        self._stop = stop or threading.Event()
         self._made = 0
 
     def renew(self) -> None:
@@ -96,28 +105,39 @@ class Attempts:
     def another(self, error: Exception) -> bool:
         """Whether to try again after `error`; waits before it says yes."""
         self._made += 1
-        pause = self._bounds.pause * 2 ** (self._made - 1)
+        # not all hosts of a fleet at the same moment
+        pause = self._bounds.pause * 2 ** (self._made - 1) * random.uniform(1, 1.25)
         if isinstance(error, Answered):
             if not error.temporary:
                 return False
-            pause = error.retry_after if error.retry_after is not None else pause
+            pause = max(pause, error.retry_after or 0)
         elif not isinstance(error, Interrupted):
             return False
         late = time.monotonic() + pause > self.deadline
         if late or self._made >= self._bounds.attempts or pause > self._bounds.longest_pause:
             return False
         log.info("trying again in %.1f s: %s", pause, error)
-        self._sleep(pause)
-        return True
+        return not self._stop.wait(pause)
 
 
 class Transport:
-    """Makes requests for one purpose; safe to share among threads."""
+    """Makes requests for one purpose; safe to share among threads. Once `stop` is set, nothing is tried again."""
 
-    def __init__(self, bounds: Bounds | None = None, *, proxies: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        bounds: Bounds | None = None,
+        *,
+        proxies: Mapping[str, str] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.bounds = bounds or BOUNDS
         self._proxies = dict(proxies or {})
+        self._stop = stop
         self._local = threading.local()
+
+    def attempts(self) -> Attempts:
+        """The attempts at one thing, beginning now."""
+        return Attempts(self.bounds, stop=self._stop)
 
     @contextlib.contextmanager
     def open(
@@ -127,7 +147,7 @@ class Transport:
         *,
         headers: Mapping[str, str] | None = None,
         authorization: Callable[[str], str | None] = lambda url: None,
-        body: BinaryIO | bytes | None = None,
+        body: Body = None,
     ) -> Iterator[requests.Response]:
         """The answer to one request, its body not yet read; redirects are followed for GET and HEAD.
 
@@ -168,7 +188,7 @@ class Transport:
         url: str,
         headers: dict[str, str],
         authorization: Callable[[str], str | None],
-        body: BinaryIO | bytes | None,
+        body: Body,
     ) -> requests.Response:
         for _ in range(self.bounds.redirects + 1):
             host_of(url)  # every URL on the way is one
@@ -181,7 +201,7 @@ class Transport:
         raise SourceRefused(url, f"it redirects more than {self.bounds.redirects} times")
 
     def _send(
-        self, method: str, url: str, headers: dict[str, str], authorization: str | None, body: BinaryIO | bytes | None
+        self, method: str, url: str, headers: dict[str, str], authorization: str | None, body: Body
     ) -> requests.Response:
         sent = {**_HEADERS, **headers, **({"Authorization": authorization} if authorization else {})}
         try:
@@ -199,8 +219,7 @@ class Transport:
         except (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError) as error:
             raise Interrupted(reason(error)) from error
         except requests.ConnectionError as error:
-            kind = Interrupted if isinstance(root_cause(error), ConnectionResetError | EOFError) else Unreachable
-            raise kind(reason(error)) from error
+            raise (Interrupted if _was_cut(error) else Unreachable)(reason(error)) from error
         except (requests.RequestException, HTTPError, ValueError) as error:
             raise SourceRefused(url, reason(error)) from error
 
@@ -216,21 +235,33 @@ class Transport:
 
 
 class _Session(requests.Session):
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        # what is sent in the clear to this machine must not leave it for a proxy
+        if is_loopback(host_of(request.url or "")):
+            options["proxies"] = {}
+        return super().send(request, **options)
+
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """None: to know what a redirect asks for, `requests` would read all of its body."""
         return None
 
 
 def host_of(url: str) -> str:
-    """Host and port of `url`, without a port that is the scheme's own. Raises SourceRefused for what is no URL."""
+    """Host and port of `url`, without a port that is the scheme's own. Raises SourceRefused for what is no plain URL.
+
+    It is read by the parser that decides where to connect: two that read `http://one\\@two/` differently would tell
+    one host the password of the other.
+    """
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
+        parts = parse_url(url)
+    except (LocationParseError, ValueError):
         raise SourceRefused(url, "it is no URL") from None
-    host = parts.hostname or ""
-    name = f"[{host}]" if ":" in host else host
-    return name if port in (None, {"http": 80, "https": 443}.get(parts.scheme)) else f"{name}:{port}"
+    if parts.host and not _HOST.fullmatch(parts.host):
+        raise SourceRefused(url, "it is no URL")  # on its way to a socket it would become another
+    if parts.auth is not None or "\\" in url or not url.isprintable():
+        raise SourceRefused(url, "it is no plain URL: no user, backslash or control character belongs into it")
+    name = (parts.host or "").lower()
+    return name if parts.port in (None, {"http": 80, "https": 443}.get(parts.scheme or "")) else f"{name}:{parts.port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -244,12 +275,18 @@ def is_loopback(host: str) -> bool:
 
 def root_cause(error: BaseException) -> BaseException:
     """What lies under the layers of wrapping that `requests` and urllib3 put around an error."""
-    cause = error
-    while inner := cause.__cause__ or getattr(cause, "reason", None) or cause.__context__:
-        if not isinstance(inner, BaseException):
-            break
-        cause = inner
-    return cause
+    # never __context__, which may be anything that the caller was handling
+    inner = (error.__cause__, getattr(error, "reason", None), *error.args)
+    return next((root_cause(cause) for cause in inner if isinstance(cause, BaseException)), error)
+
+
+def _was_cut(error: requests.ConnectionError) -> bool:
+    """Whether there was a connection that broke, so that trying again may help."""
+    return not isinstance(error, requests.ConnectTimeout | ConnectionRefusedError) and _is_cut(root_cause(error))
+
+
+def _is_cut(cause: BaseException) -> bool:
+    return isinstance(cause, _CUT) and not isinstance(cause, ConnectionRefusedError)
 
 
 def reason(error: Exception) -> str:

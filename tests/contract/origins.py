@@ -1,7 +1,6 @@
 """Origins on loopback that do as they are told, however bad: a web server and an OCI registry.
 
-Each remembers every request with its headers. An `Answer` is what it does with one request; several of them in turn
-make a story, such as a connection that is cut and then resumed.
+Each remembers every request with its headers, and answers it as tests/contract/answers.py says.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import json
 import re
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.contract.answers import REPOSITORY, Answer, Exchange, Request, content, status
+
 IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
 IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -35,56 +35,23 @@ LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"
-REPOSITORY = "library/busybox"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a client asked for: `path` with its query, header names in lower case, seconds on the monotonic clock."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    at: float
-    body: bytes = b""
-
-
-class Exchange:
-    """One request and the connection it came on."""
-
-    def __init__(self, handler: BaseHTTPRequestHandler, request: Request, closing: threading.Event) -> None:
-        self.request = request
-        self.closing = closing
-        self._handler = handler
-
-    def head(self, status: int = 200, headers: Sequence[tuple[str, object]] = ()) -> None:
-        self._handler.send_response(status)
-        for name, value in (*headers, ("Connection", "close")):
-            self._handler.send_header(name, str(value))
-        self._handler.end_headers()
-
-    def send(self, data: bytes) -> None:
-        """Sends, also to those who have hung up."""
-        if self.request.method != "HEAD":
-            self._handler.wfile.write(data)
-
-    def drop(self) -> None:
-        """Resets the connection instead of closing it."""
-        self._handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._handler.connection.shutdown(socket.SHUT_RD)
-
-
-Answer = Callable[[Exchange], None]
 
 
 class Origin:
-    """A web server whose every answer is scripted; what has no script is not found. `tls` makes it speak https."""
+    """A web server whose every answer is scripted; what has no script is not found. `tls` makes it speak https.
 
-    def __init__(self, host: str = HERE, *, tls: ssl.SSLContext | None = None) -> None:
+    `take` reads the body of a request of so many bytes; so many of the next connections as `hang_up` says end as soon
+    as something comes on them.
+    """
+
+    def __init__(self, host: str = HERE, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.answers: dict[str, Answer] = {}
         self.requests: list[Request] = []
+        self.take: Callable[[BufferedIOBase, int], bytes] = lambda stream, size: stream.read(size)
+        self.hang_up = 0
         self._closing = threading.Event()
-        self._server = _Server((host, 0), self._handler())
+        self._server = _Server((host, port), self._handler())
+        self._server.welcomes = self._welcomes
         if tls:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._scheme = "https" if tls else "http"
@@ -102,11 +69,22 @@ class Origin:
     def answer_to(self, request: Request) -> Answer:
         return self.answers.get(request.path.partition("?")[0]) or status(404)
 
+    def buffer(self, size: int) -> None:
+        """Lets the kernel take no more than about so many bytes that were not read yet."""
+        self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
     def close(self) -> None:
         self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    def _welcomes(self, connection: socket.socket) -> bool:
+        if not self.hang_up:
+            return True
+        self.hang_up -= 1
+        socket.socket.recv(connection, 1 << 16)  # what is left unread would turn the end into a reset
+        return False
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         origin = self
@@ -120,7 +98,7 @@ class Origin:
 
             def _any(self) -> None:
                 self.close_connection = True
-                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                sent = origin.take(self.rfile, int(self.headers.get("Content-Length") or 0))
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 request = Request(self.command, self.path, headers, time.monotonic(), sent)
                 origin.requests.append(request)
@@ -138,6 +116,10 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
+    welcomes: Callable[[socket.socket], bool]
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self.welcomes(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Nothing: clients hang up."""
@@ -182,7 +164,10 @@ class Registry(Origin):
         return {"mediaType": kind, "digest": digest_of(raw), "size": len(raw)}
 
     def add_image(self, *layers: bytes | dict[str, Any], tags: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
-        """An image of these layers (or descriptors of layers), with `changes` to its manifest."""
+        """An image of these layers (or descriptors of layers), with `changes` to its manifest.
+
+        Its configuration does not say what machine it is for.
+        """
         described = [self.add_blob(layer) if isinstance(layer, bytes) else layer for layer in layers]
         config = self.add_blob(json.dumps({"os": "linux", "rootfs": {"type": "layers"}}).encode(), IMAGE_CONFIG)
         value = {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": config, "layers": described, **changes}
@@ -243,125 +228,3 @@ def for_platform(descriptor: Mapping[str, Any], platform: str) -> dict[str, Any]
     """An index entry for a platform such as linux/arm64/v8."""
     named = dict(zip(("os", "architecture", "variant"), platform.split("/"), strict=False))
     return {**descriptor, "platform": named}
-
-
-# --- answers ---
-
-
-def status(code: int, data: bytes = b"", **headers: str) -> Answer:
-    """An answer with this body, as long as it says; underscores in header names stand for dashes."""
-    return body(data, code, **headers)
-
-
-def redirect(target: str, code: int = 302, **headers: str) -> Answer:
-    return status(code, b"<html>moved</html>", Location=target, **headers)
-
-
-def body(data: bytes, code: int = 200, *, length: int | str | None = None, **headers: str) -> Answer:
-    """An answer whose Content-Length is `length` whatever the body; "chunked" and "none" are without one."""
-
-    def answer(x: Exchange) -> None:
-        known = [(name.replace("_", "-"), value) for name, value in headers.items()]
-        framing: list[tuple[str, object]] = [("Content-Length", len(data) if length is None else length)]
-        if length == "chunked":
-            framing = [("Transfer-Encoding", "chunked")]
-        elif length == "none":
-            framing = []
-        x.head(code, [*known, *framing])
-        x.send(data)
-
-    return answer
-
-
-def chunked(data: bytes, *, ending: bytes = b"0\r\n\r\n") -> Answer:
-    return body(b"%x\r\n%s\r\n" % (len(data), data) + ending, length="chunked")
-
-
-def content(data: bytes, media_type: str = "application/octet-stream", *, etag: str = "", **headers: str) -> Answer:
-    """What an honest server does, conditional ranges included; its ETag is made from the content if not given."""
-    return cut(data, None, media_type, etag=etag, **headers)
-
-
-def cut(
-    data: bytes, after: int | None, media_type: str = "application/octet-stream", *, etag: str = "", **headers: str
-) -> Answer:
-    """Honest, but hangs up after so many bytes."""
-    tag = etag or f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-
-    def answer(x: Exchange) -> None:
-        found = re.fullmatch(r"bytes=(\d+)-", x.request.headers.get("range", ""))
-        start = int(found[1]) if found and x.request.headers.get("if-range") == tag else 0
-        if start >= len(data) > 0:
-            status(416)(x)
-            return
-        known: list[tuple[str, object]] = [(name.replace("_", "-"), value) for name, value in headers.items()]
-        known += [("ETag", tag), ("Content-Type", media_type), ("Content-Length", len(data) - start)]
-        if start:
-            known.append(("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}"))
-        x.head(206 if start else 200, known)
-        x.send(data[start:] if after is None else data[start : start + after])
-
-    return answer
-
-
-def part(data: bytes, content_range: str, **headers: str) -> Answer:
-    """A 206 that says whatever it is told about its range."""
-    return body(data, 206, Content_Range=content_range, **headers)
-
-
-def in_turn(*answers: Answer) -> Answer:
-    """The first request gets the first answer and so on; the last answer is for all that follow."""
-    left = list(answers)
-    lock = threading.Lock()
-
-    def answer(x: Exchange) -> None:
-        with lock:
-            chosen = left.pop(0) if len(left) > 1 else left[0]
-        chosen(x)
-
-    return answer
-
-
-def verbatim(*pieces: bytes) -> Answer:
-    """These bytes in place of an HTTP answer."""
-
-    def answer(x: Exchange) -> None:
-        for piece in pieces:
-            x.send(piece)
-
-    return answer
-
-
-def repeated(start: bytes, piece: bytes, pause: float = 0) -> Answer:
-    """Something verbatim, and then something again and again, until the client hangs up."""
-
-    def answer(x: Exchange) -> None:
-        x.send(start)
-        while not x.closing.wait(pause):
-            x.send(piece)
-
-    return answer
-
-
-def silent(x: Exchange) -> None:
-    """Takes the request and says nothing."""
-    x.closing.wait(30)
-
-
-def reset(x: Exchange) -> None:
-    x.drop()
-
-
-def bearer(realm: str, service: str = "test", scope: str = f"repository:{REPOSITORY}:pull") -> Answer:
-    """Asks for a token."""
-    return status(401, WWW_Authenticate=f'Bearer realm="{realm}",service="{service}",scope="{scope}"')
-
-
-def basic() -> Answer:
-    """Asks for a user and a password."""
-    return status(401, WWW_Authenticate='Basic realm="test"')
-
-
-def only_for(authorization: str, challenge: Answer) -> Callable[[Request], Answer | None]:
-    """A guard that lets this Authorization header pass."""
-    return lambda request: None if request.headers.get("authorization") == authorization else challenge

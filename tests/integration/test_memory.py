@@ -62,3 +62,11 @@ def test_layers_that_come_at_the_same_time_take_no_more_together(work: Path) -> 
         reference = push_image(running.host, "app", layers=LAYERS, size=SIZE // LAYERS)
         assert above_idle(command("pull", reference, work / "data")) <= MOST
     assert stored(work / "data") > SIZE
+
+
+def test_a_push_takes_no_more_memory_the_longer_it_is(work: Path) -> None:
+    digest = noise(work / "file", SIZE)
+    with registry(work / "registry") as running:
+        assert above_idle(command("push", running.host, "app", work / "file", digest)) <= MOST
+        assert len(running.requests("PUT", "/blobs/uploads/")) == 1
+    assert stored(work / "registry") > SIZE

@@ -127,11 +127,38 @@ def test_an_entry_that_cannot_be_read_is_refused_without_its_secret(home: Home, 
 # docker's config
 
 
-@pytest.mark.parametrize("key", [HOST, f"https://{HOST}"])
+@pytest.mark.parametrize(
+    "key", [HOST, *(f"{scheme}{HOST}{path}" for scheme in ("", "https://", "http://") for path in ("/", "/v1/", "/v2"))]
+)
 @pytest.mark.parametrize("entry", [{"auth": encoded()}, {"username": "operator", "password": SECRET}])
 def test_a_docker_login_is_found(home: Home, key: str, entry: dict[str, str]) -> None:
     home.docker({"auths": {"other.example.com": {"auth": encoded("x", "y")}, key: entry}})
     assert home.find() == LOGIN
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{HOST}:5000",
+        f"https://{HOST}:5000/",
+        f"https://evil.example/{HOST}",
+        f"evil.example/{HOST}/",
+        f"https://evil.example@{HOST}",
+        f"ftp://{HOST}",
+        f"{HOST}.evil.example/v1/",
+        f"https://https://{HOST}",
+        "",
+    ],
+)
+def test_a_docker_login_elsewhere_is_not_found(home: Home, key: str) -> None:
+    home.docker({"auths": {key: {"auth": encoded()}}})
+    assert home.find() is None
+
+
+def test_a_docker_login_with_a_port_is_for_that_port(home: Home) -> None:
+    home.docker({"auths": {f"https://{HOST}:5000/v2/": {"auth": encoded()}}})
+    assert home.find(f"{HOST}:5000") == LOGIN
+    assert home.find(f"{HOST}:5001") is None
 
 
 def test_a_docker_login_is_for_registries_only(home: Home) -> None:
@@ -139,8 +166,9 @@ def test_a_docker_login_is_for_registries_only(home: Home) -> None:
     assert home.find(registry=False) is None
 
 
-def test_the_login_of_docker_hub_goes_by_another_name(home: Home) -> None:
-    home.docker({"auths": {HUB: {"auth": encoded()}}})
+@pytest.mark.parametrize("key", [HUB, "index.docker.io", "https://index.docker.io/v2/", "docker.io"])
+def test_the_login_of_docker_hub_goes_by_other_names(home: Home, key: str) -> None:
+    home.docker({"auths": {key: {"auth": encoded()}}})
     assert home.find("docker.io") == LOGIN
     assert home.find(HOST) is None
 
@@ -198,6 +226,13 @@ def test_a_helper_is_asked_for_its_host(home: Home, helper: Callable[[str, str],
     home.docker({"credHelpers": {HOST: "vault"}, "auths": {HOST: {"auth": encoded("x", "y")}}})
     assert home.find() == LOGIN
     assert asked.read_text() == f"get\n{HOST}"
+
+
+def test_a_helper_is_asked_by_the_name_that_the_config_has(home: Home, helper: Callable[[str, str], Path]) -> None:
+    asked = helper("vault", f"""echo '{{"Username": "operator", "Secret": "{SECRET}"}}'""")
+    home.docker({"credHelpers": {f"https://{HOST}/v1/": "vault"}})
+    assert home.find() == LOGIN
+    assert asked.read_text() == f"get\nhttps://{HOST}/v1/"
 
 
 def test_a_helper_may_give_a_refresh_token_instead(home: Home, helper: Callable[[str, str], Path]) -> None:

@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from systemfiles.foundation.files import NewFile
 from systemfiles.sources import http
 from systemfiles.sources.http import candidates, fetch
 from systemfiles.sources.transport import Bounds
-from tests.contract import origins
 
 DATA = os.urandom(3 << 20)
 DIGEST = Digest.of(DATA)
@@ -343,64 +341,6 @@ def test_a_length_that_is_none_changes_nothing_or_is_unavailable(serve: Serve, s
 
     with contextlib.suppress(SourceUnavailable, IntegrityError):
         assert download(scratch, serve(x=send).url("x"))[1] == DATA
-
-
-# cut again and again
-
-STEP = 300_000
-
-
-@pytest.fixture
-def cutting() -> Iterator[origins.Origin]:
-    """An origin that resumes, and hangs up after each 300 kB."""
-    with contextlib.closing(origins.Origin()) as origin:
-        origin.answers["/x"] = origins.cut(DATA, STEP)
-        yield origin
-
-
-def over_a_bad_line(scratch: Path, origin: origins.Origin, bounds: Bounds) -> bytes:
-    with NewFile(scratch) as out:
-        fetch(origin.url("/x"), out, subject="it", digest=DIGEST, size=len(DATA), bounds=bounds)
-        return out.path.read_bytes()
-
-
-def test_cuts_do_not_add_up_as_long_as_enough_comes_between_them(cutting: origins.Origin, scratch: Path) -> None:
-    bounds = replace(IMPATIENT, attempts=2, enough=STEP)
-    assert over_a_bad_line(scratch, cutting, bounds) == DATA
-    ranges = [request.headers.get("range") for request in cutting.requests]
-    assert ranges == [None, *(f"bytes={start}-" for start in range(STEP, len(DATA), STEP))]
-
-
-def test_what_several_attempts_bring_together_may_be_enough(cutting: origins.Origin, scratch: Path) -> None:
-    assert over_a_bad_line(scratch, cutting, replace(IMPATIENT, attempts=3, enough=2 * STEP)) == DATA
-
-
-def test_cuts_that_too_little_comes_between_add_up(cutting: origins.Origin, scratch: Path) -> None:
-    with pytest.raises(SourceUnavailable):
-        over_a_bad_line(scratch, cutting, replace(IMPATIENT, attempts=3, enough=3 * STEP + 1))
-    assert len(cutting.requests) == 3
-
-
-@pytest.mark.parametrize(
-    "each",
-    [
-        origins.body(DATA[:STEP], length=len(DATA)),
-        origins.in_turn(*(origins.cut(os.urandom(len(DATA)), STEP) for _ in range(6))),
-    ],
-    ids=["starts over each time", "has another file each time"],
-)
-def test_bytes_that_come_again_are_no_progress(cutting: origins.Origin, scratch: Path, each: origins.Answer) -> None:
-    cutting.answers["/x"] = each
-    with pytest.raises(SourceUnavailable):
-        over_a_bad_line(scratch, cutting, replace(IMPATIENT, attempts=3, enough=STEP))
-    assert len(cutting.requests) == 3
-
-
-def test_no_progress_moves_the_deadline(cutting: origins.Origin, scratch: Path) -> None:
-    cutting.answers["/x"] = origins.cut(DATA, 1000)
-    with pytest.raises(SourceUnavailable):
-        over_a_bad_line(scratch, cutting, replace(IMPATIENT, total=0.5, pause=0.05, enough=1))
-    assert 3 < len(cutting.requests) <= 10
 
 
 # files

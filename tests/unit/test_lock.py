@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -99,6 +100,46 @@ def test_a_timeout_of_zero_asks_once(lock: Path) -> None:
     with locked(lock, timeout=0):
         pass
     with held_by_another_process(lock), pytest.raises(LockTimeout), locked(lock, timeout=0):
+        pass
+
+
+def test_whoever_waits_for_long_says_for_whom(
+    lock: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("systemfiles.foundation.lock._SILENT_WAIT", 0.02)
+    with held_by_another_process(lock) as holder, pytest.raises(LockTimeout), locked(lock, timeout=0.3):
+        pass
+    (told,) = caplog.messages
+    assert told.startswith(f"waiting for it.lock, held by process {holder} (")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(lock: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StoreError, match="cannot be locked") as caught, locked(lock):
+        pass
+    assert "file system with locks" in str(caught.value)
+
+
+def test_a_program_that_inherits_it_has_it_until_it_ends(lock: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with locked(lock, inherited=True):
+            os.execlp("sleep", "sleep", "60")
+    try:
+        until = time.monotonic() + 10
+        while not (lock.exists() and lock.read_text()):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with pytest.raises(LockTimeout), locked(lock, timeout=0.3):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with locked(lock, timeout=5):
         pass
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Iterator
-from email.utils import formatdate
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from urllib3.util import parse_url
 
 from systemfiles.foundation.errors import SourceRefused
 from systemfiles.sources.transport import (
     BOUNDS,
     Answered,
-    Attempts,
     Bounds,
     Interrupted,
     Transport,
@@ -29,36 +30,30 @@ from systemfiles.sources.transport import (
     printable,
     reason,
 )
-from tests.contract.origins import (
+from tests.contract.answers import (
     Answer,
     Exchange,
-    Origin,
     body,
     content,
     in_turn,
     redirect,
     repeated,
+    reset,
     status,
     verbatim,
 )
+from tests.contract.origins import Origin
 
 QUICK = Bounds(connect=1, read=0.3, total=2, attempts=3, pause=0.01)
 
 
 @pytest.fixture
 def origin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     with contextlib.closing(Origin()) as running:
         yield running
-
-
-def answered(code: int, **headers: str) -> Answered:
-    response = requests.Response()
-    response.status_code, response.url = code, "http://h/"
-    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
-    return Answered(response)
 
 
 # hosts
@@ -72,8 +67,11 @@ def answered(code: int, **headers: str) -> Answered:
         ("http://example.com:80", "example.com"),
         ("http://example.com:443", "example.com:443"),
         ("https://example.com:8443/x?y#z", "example.com:8443"),
-        ("https://user:pass@example.com:8443/", "example.com:8443"),
-        ("https://example.com@evil.net/", "evil.net"),
+        ("HTTPS://EXAMPLE.COM:443/", "example.com"),
+        ("https://example.com/a@b", "example.com"),
+        ("https://@example.com/", "example.com"),
+        ("https://example.com?a@b", "example.com"),
+        ("https://example.com#a@b", "example.com"),
         ("https://[2001:db8::1]/", "[2001:db8::1]"),
         ("http://[::1]:5000/", "[::1]:5000"),
         ("http:///x", ""),
@@ -84,10 +82,56 @@ def test_a_host_is_a_name_and_a_port_that_is_not_the_usual_one(url: str, host: s
     assert host_of(url) == host
 
 
-@pytest.mark.parametrize("url", ["http://[", "http://[::1", "http://h:99999/", "http://h:x/", "http://h:-1/"])
+@pytest.mark.parametrize(
+    "url", ["http://[", "http://[::1", "http://h:99999/", "http://h:x/", "http://h:-1/", "http://{/", "http://%40/"]
+)
 def test_what_is_no_url_has_no_host(url: str) -> None:
     with pytest.raises(SourceRefused, match="no URL"):
         host_of(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:pass@example.com:8443/",
+        "https://example.com@evil.net/",
+        "https://evil.net\\@example.com/",
+        "https://evil.net\\.example.com/",
+        "https://example.com/a\\b",
+        "https://example.com/\n",
+        "https://exam\tple.com/",
+        "https://example.com\0.evil.net/",
+        "https://example.com/\u2028",
+    ],
+)
+def test_what_one_reader_may_read_otherwise_than_another_has_no_host(url: str) -> None:
+    with pytest.raises(SourceRefused, match=r"no plain URL|no URL"):
+        host_of(url)
+
+
+SIGNS = ["//", "/", ":", "@", "\\", "?", "#", "[", "]", "%", "%40", "%2f", ".", " ", "\t", "\n", ";", "\uff0f"]
+WORDS = ["%61", "one.example", "TWO.example", "127.0.0.1", "::1", "80", "443", "5000", "b\xfccher", "x"]
+PIECES = st.sampled_from(["http://", "https://", *SIGNS, *WORDS])
+
+
+@given(st.lists(PIECES, max_size=9).map("".join) | st.text(max_size=30).map("http://".__add__) | st.text(max_size=30))
+@example("https://evil.net\\@example.com/")
+@example(" https://example.com/")
+def test_a_host_is_the_one_that_would_be_connected_to(url: str) -> None:
+    """Whatever reads URLs on the way there: none may be told what is for another."""
+    try:
+        host = host_of(url)
+        prepared = requests.Request("GET", url).prepare().url
+    except (SourceRefused, requests.RequestException, ValueError):
+        return
+    asked, connected = parse_url(prepared or ""), urlsplit(prepared or "")
+    if connected.scheme not in ("http", "https"):
+        return  # nobody connects to it
+    usual = {"http": 80, "https": 443}[connected.scheme]
+    assert asked.host
+    assert host == asked.host.lower() + ("" if asked.port in (None, usual) else f":{asked.port}")
+    assert asked.host.strip("[]").lower() == (connected.hostname or "").lower()
+    assert asked.port == connected.port
 
 
 @pytest.mark.parametrize(
@@ -160,97 +204,6 @@ def test_nothing_else_is_followed(location: str) -> None:
         following("https://h/a", location)
 
 
-# trying again
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-
-    def attempts(self, bounds: Bounds) -> Attempts:
-        return Attempts(bounds, sleep=self.slept.append)
-
-
-def test_pauses_double_until_the_attempts_are_used_up() -> None:
-    clock = Clock()
-    attempts = clock.attempts(Bounds(attempts=4, pause=0.5))
-    assert [attempts.another(Interrupted()) for _ in range(4)] == [True, True, True, False]
-    assert clock.slept == [0.5, 1, 2]
-
-
-def test_what_comes_of_an_attempt_may_earn_as_many_again_and_no_more_time() -> None:
-    clock = Clock()
-    attempts = clock.attempts(Bounds(attempts=3, pause=0.5))
-    assert [attempts.another(Interrupted()) for _ in range(2)] == [True, True]
-    deadline = attempts.deadline
-    attempts.renew()
-    assert [attempts.another(Interrupted()) for _ in range(3)] == [True, True, False]
-    assert clock.slept == [0.5, 1, 0.5, 1]
-    assert attempts.deadline == deadline
-
-
-@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
-def test_what_may_pass_is_tried_again(code: int) -> None:
-    assert Clock().attempts(QUICK).another(answered(code))
-
-
-@pytest.mark.parametrize("error", [Unreachable(), *map(answered, (302, 400, 401, 403, 404, 410, 416, 501)), OSError()])
-def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
-    clock = Clock()
-    assert not clock.attempts(QUICK).another(error)
-    assert clock.slept == []
-
-
-def test_the_origin_says_how_long_to_wait() -> None:
-    clock = Clock()
-    assert clock.attempts(Bounds(attempts=2)).another(answered(503, Retry_After="7"))
-    assert clock.slept == [7]
-
-
-def test_zero_is_an_answer_too() -> None:
-    clock = Clock()
-    assert clock.attempts(Bounds(attempts=2)).another(answered(503, Retry_After="0"))
-    assert clock.slept == [0]
-
-
-@pytest.mark.parametrize("bounds", [Bounds(total=5), Bounds(longest_pause=5)], ids=["in all", "at once"])
-def test_nobody_waits_for_longer_than_bounds_allow(bounds: Bounds) -> None:
-    clock = Clock()
-    assert not clock.attempts(bounds).another(answered(429, Retry_After="6"))
-    assert clock.slept == []
-
-
-@pytest.mark.parametrize(
-    ("value", "least", "most"),
-    [
-        ("120", 120, 120),
-        (" 5 ", 5, 5),
-        ("9" * 5000, 1e300, float("inf")),
-        (formatdate(time.time() + 1000, usegmt=True), 500, 1000),
-        (formatdate(time.time() - 1000, usegmt=True), 0, 0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 1e9, 1e12),
-    ],
-    ids=["seconds", "spaces", "far too many", "a date to come", "a date gone by", "the last date"],
-)
-def test_a_number_or_a_date_says_when_to_come_back(value: str, least: float, most: float) -> None:
-    seconds = answered(429, Retry_After=value).retry_after
-    assert seconds is not None
-    assert least <= seconds <= most
-
-
-@pytest.mark.parametrize(
-    "value", ["", "soon", "-1", "1.5", "1e9", "0x10", "\xb2", "nan", "inf", "Fri, 99 Foo 0000 99:99:99 +9999", "1, 2"]
-)
-def test_anything_else_says_nothing(value: str) -> None:
-    assert answered(429, Retry_After=value).retry_after is None
-
-
-@given(st.text(max_size=60))
-def test_no_text_in_retry_after_is_an_error(value: str) -> None:
-    seconds = answered(429, Retry_After=value).retry_after
-    assert seconds is None or seconds >= 0
-
-
 # words
 
 
@@ -264,6 +217,13 @@ def test_the_reason_is_the_first_cause() -> None:
     error = requests.ConnectionError("x")
     error.__cause__ = ConnectionRefusedError(111, "Connection refused")
     assert reason(error) == "Connection refused"
+
+
+@pytest.mark.parametrize("busy_with", [KeyError("vm-7: password=hunter2"), ConnectionResetError(104, "reset")])
+def test_the_reason_is_nothing_that_the_caller_was_busy_with(busy_with: Exception) -> None:
+    error = requests.ConnectionError("x")
+    error.__context__ = busy_with
+    assert reason(error) == "x"
 
 
 def test_a_cause_without_words_is_named() -> None:
@@ -412,6 +372,22 @@ def test_a_proxy_may_not_trickle_either(origin: Origin) -> None:
     transport = Transport(QUICK, proxies={"http": origin.url()})
     with pytest.raises(Interrupted), transport.open("GET", "http://archive.invalid/x"):
         pass
+
+
+def test_what_the_caller_is_busy_with_has_nothing_to_do_with_it(origin: Origin) -> None:
+    """Neither its words nor its kind: a closed port is one while a reset is handled, and the other way round."""
+    origin.answers["/x"] = reset
+    try:
+        raise KeyError(origin)
+    except KeyError:
+        with pytest.raises(Interrupted, match="reset by peer"):
+            get(origin)
+    origin.close()
+    try:
+        raise ConnectionResetError(errno.ECONNRESET, origin)
+    except ConnectionResetError:
+        with pytest.raises(Unreachable, match="Connection refused"):
+            get(origin)
 
 
 def test_an_error_page_of_any_length_is_not_read(origin: Origin) -> None:
