@@ -19,7 +19,8 @@ from systemfiles.foundation.unpack import Compression, Limits, Packed, unpacked
 LARGEST_UNPACKED = 4 << 30
 MOST_ENTRIES = 200_000
 _COMPRESSIONS = (Compression.GZIP, Compression.XZ, Compression.ZSTD, Compression.BZIP2, Compression.LZMA)
-_LIMITS = Limits(2 * LARGEST_UNPACKED)  # of the tar itself: there are headers and padding, too
+# of the tar itself, so with headers and padding; packages of kernels and programs unpack to ten times their size
+_LIMITS = Limits(2 * LARGEST_UNPACKED, max_ratio=200, ratio_free=256 << 20)
 _MAGIC = b"!<arch>\n"
 _HEADER = 60
 _DATA = re.compile(rb"data\.tar(\.[a-z0-9]+)?/?")

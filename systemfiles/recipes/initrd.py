@@ -20,6 +20,7 @@ from systemfiles.recipes import busybox
 from systemfiles.recipes.kernel import read_index
 from systemfiles.recipes.kmod import closure, subset
 from systemfiles.recipes.layers import apply_layers
+from systemfiles.recipes.tars import Header, intact, read_member
 
 TREE = 1
 """The version of what `_skeleton` and `_links` add; part of every initrd's inputs."""
@@ -133,17 +134,17 @@ def _links(root: Mapping[str, cpio.Record]) -> list[cpio.Record]:
 
 
 def _modules(tar: Path, load: Sequence[str], carry: Sequence[str]) -> tuple[tuple[str, ...], list[cpio.Record]]:
-    with tarfile.open(tar) as archive:
+    with intact(tar), tarfile.open(tar, "r:", tarinfo=Header) as archive:
         release, index = read_index(archive)
         wanted = closure(index, [*load, *carry])
         root = f"lib/modules/{release}"
         records = [cpio.file(f"{root}/{name}", text.encode()) for name, text in subset(index, wanted).items()]
         missing = {f"{root}/{path}" for path in wanted}
-        while missing and (member := archive.next()):
+        for member in archive:  # from its beginning: who reads the index has met the first module, too
+            if not missing:
+                break
             if member.name in missing:
-                stream = archive.extractfile(member)
-                assert stream is not None
-                records.append(cpio.file(member.name, stream.read()))
+                records.append(cpio.file(member.name, read_member(archive, member)))
                 missing.remove(member.name)
     if missing:
         raise InvalidArchive(tar, f"its index names modules that it does not hold: {', '.join(sorted(missing))}")

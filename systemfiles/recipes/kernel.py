@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.bzimage import DEFAULT_LIMITS
 from systemfiles.foundation.deb import DebFile, is_deb, read_deb
 from systemfiles.foundation.errors import InvalidArchive, InvalidKernel
 from systemfiles.foundation.kernelimage import KernelImage, bootable_form
 from systemfiles.recipes.kmod import ModuleIndex, build_index
 from systemfiles.recipes.modinfo import MODULE_MAX, Modinfo, read_modinfo, unpack_module
+from systemfiles.recipes.tars import read_member
 
 _MODULES = ("lib/modules/", "usr/lib/modules/")
 _ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+~@,=-]*")
 _MODULE = re.compile(r"(?:usr/)?lib/modules/(?P<release>[^/]+)/(?P<path>kernel/.+\.ko(?:\.[a-z]+)?)")
 _BUILTIN = re.compile(r"(?:usr/)?lib/modules/[^/]+/modules\.builtin")
+_INDEX = re.compile(r"lib/modules/(?P<release>[^/]+)/(?P<name>[^/]+)")
+_BUILTIN_MAX = 4 << 20  # bytes; distributions have some 20 KiB
 _IMAGE = re.compile(r"boot/vmlinu[xz]-[^/]+")
 
 
@@ -60,8 +64,10 @@ def _from_package(package: Path, work: Path, arch: Arch) -> KernelBuild:
         if match := _MODULE.fullmatch(member.path):
             modules.add(match["release"], match["path"], member)
         elif _BUILTIN.fullmatch(member.path):
-            builtin = member.read().decode()
+            builtin = _text(member, package)
         elif _IMAGE.fullmatch(member.path):
+            if member.size > (most := DEFAULT_LIMITS.max_size):
+                raise InvalidArchive(package, f"its kernel has {member.size} bytes; at most {most} are read")
             _write(image, member.blocks())
     if not image.exists():
         raise InvalidKernel(package, expected="a kernel package", found="a package without /boot/vmlinuz-…")
@@ -71,6 +77,15 @@ def _from_package(package: Path, work: Path, arch: Arch) -> KernelBuild:
     index = build_index(modules.release, modules.modinfos, builtin)
     modules.write_tar(work / "modules.tar", index)
     return KernelBuild(build.path, build.image, work / "modules.tar", modules.release)
+
+
+def _text(member: DebFile, package: Path) -> str:
+    if member.size > _BUILTIN_MAX:
+        raise InvalidArchive(package, f"its modules.builtin has {member.size} bytes; at most {_BUILTIN_MAX} are read")
+    try:
+        return member.read().decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArchive(package, f"its modules.builtin is no text ({error.reason})") from error
 
 
 class _ModuleSpool:
@@ -109,14 +124,14 @@ class _ModuleSpool:
 
 
 def read_index(tar: tarfile.TarFile) -> tuple[str, ModuleIndex]:
-    """The release and the module index at the beginning of a modules.tar."""
+    """The release and the module index at the beginning of a modules.tar. Raises InvalidArchive, and as tarfile."""
     texts: dict[str, str] = {}
     release = ""
     while (member := tar.next()) and not member.name.endswith(".ko"):
-        _, _, release, name = member.name.split("/", 3)
-        stream = tar.extractfile(member)
-        assert stream is not None
-        texts[name] = stream.read().decode()
+        if not (match := _INDEX.fullmatch(member.name)):
+            raise InvalidArchive(tar.name, f"it has {member.name!r:.200} where its index should be")
+        release = match["release"]
+        texts[match["name"]] = read_member(tar, member).decode()
     return release, ModuleIndex.parse(texts)
 
 

@@ -24,6 +24,9 @@ from systemfiles.foundation.errors import InvalidArchive, UnknownModule
 from systemfiles.recipes.modinfo import Modinfo, module_name, normal_name, parse_softdep
 
 _CIRCLES_MAX = 100
+_NEEDS_MAX = 2_000_000  # modules needed by modules, counted along every way; distributions have some 10,000
+_LOOKS_MAX = 30_000_000  # aliases looked at; distributions have 30,000 of them and a hundred softdeps
+_MATCH = 20  # looks that take as long as matching a character, when the pattern is a new one
 _PATH = re.compile(r"(?!/)[^\s:#\x00]+")
 _WILD = re.compile(r"[][*?]")
 
@@ -120,7 +123,11 @@ def build_index(release: str, modules: Mapping[str, Modinfo], builtin: str) -> M
     order = _load_order(direct, {}, subject=subject)
     place = {path: number for number, path in enumerate(order)}
     needs: dict[str, set[str]] = {}
+    total = 0
     for path in order:
+        total += len(direct[path]) + sum(len(needs[need]) for need in direct[path])
+        if total > _NEEDS_MAX:
+            _refuse(subject, f"they need each other in more than {_NEEDS_MAX} ways")
         needs[path] = direct[path].union(*(needs[need] for need in direct[path]))
     return ModuleIndex(
         dependencies={path: tuple(sorted(needs[path], key=place.__getitem__, reverse=True)) for path in direct},
@@ -199,18 +206,23 @@ class _Finder:
             for pattern, name in ((normal_name(pattern), normal_name(name)) for pattern, name in index.aliases)
             if name in self._paths
         ]
+        self._looks = 0
 
     def find(self, name: str) -> tuple[str, ...] | None:
-        """The paths that a name or alias stands for, none of them when it is built in. None: unknown."""
+        """The paths that a name or alias stands for, none of them when it is built in. None: unknown.
+
+        Raises InvalidArchive when all that was asked for took too long.
+        """
         name = normal_name(name)
         if name in self._paths:
             return (self._paths[name],)
         if name in self._built:
             return ()
-        found = {
-            p: None for start, pattern, p in self._aliases if name.startswith(start) and fnmatchcase(name, pattern)
-        }
-        return tuple(found) or None
+        likely = [(pattern, path) for start, pattern, path in self._aliases if name.startswith(start)]
+        self._looks += len(self._aliases) + _MATCH * sum(len(pattern) + len(name) for pattern, _ in likely)
+        if self._looks > _LOOKS_MAX:
+            _refuse(ALIAS, "its aliases take too long to match")
+        return tuple(dict.fromkeys(path for pattern, path in likely if fnmatchcase(name, pattern))) or None
 
     def softdeps(self, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What exists of the modules that should be loaded before and after the one at `path`."""

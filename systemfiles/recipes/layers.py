@@ -27,18 +27,17 @@ from systemfiles.foundation import cpio, unpack
 from systemfiles.foundation.archive import BadStream, Fault
 from systemfiles.foundation.errors import InvalidArchive
 from systemfiles.foundation.unpack import Compression, Packed, unpacked
+from systemfiles.recipes.tars import Header, intact
 
 _COMPRESSIONS = (Compression.GZIP, Compression.ZSTD)
 _WHITEOUT, _OPAQUE, _AUFS = ".wh.", ".wh..wh..opq", ".wh..wh."
 _PATH_MAX = 4096
 _SYMLINKS_MAX = 40  # as many as the kernel follows in one path
 _STEPS_MAX = 10_000_000  # path components looked up in all
-_EXTENDED_MAX = 1 << 20  # bytes of one pax or GNU header
 _GLOBALS_MAX = 100
 _RATIO_FREE = 16 << 20
 _PIECE = 1 << 16
 _ENDS_MAX = 8  # how often one may read at the end; with a bad sparse map tarfile would read there for ever
-_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,26 +209,25 @@ class _Tree:
 
 def _read(layer: BinaryIO, tree: _Tree) -> Iterator[_Entry]:
     stream = _Unpacked(layer, tree)
-    try:
-        with tarfile.open(
+    with (
+        intact(tree.subject),
+        tarfile.open(
             fileobj=stream,  # type: ignore[call-overload]  # stream mode calls nothing but read()
             mode="r|",
             bufsize=_PIECE,
-            tarinfo=_Header,
+            tarinfo=Header,
             encoding="utf-8",
             errors="surrogateescape",
-        ) as archive:
-            while member := archive.next():
-                tree.count_entry()
-                if len(archive.pax_headers) > _GLOBALS_MAX or member.issparse() or member.size < 0:
-                    tree.refuse(f"{member.name!r} has a sparse map, a negative size or too many global headers")
-                if entry := _entry(archive, member, tree):
-                    yield entry
-                archive.members.clear()  # it would keep every header
+        ) as archive,
+    ):
+        while member := archive.next():
+            tree.count_entry()
+            if len(archive.pax_headers) > _GLOBALS_MAX or member.issparse() or member.size < 0:
+                tree.refuse(f"{member.name!r} has a sparse map, a negative size or too many global headers")
+            if entry := _entry(archive, member, tree):
+                yield entry
+            archive.members.clear()  # it would keep every header
         stream.drain()
-    except (tarfile.TarError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-        # besides its own errors tarfile lets through those of the numbers, maps and chains in extended headers
-        raise InvalidArchive(tree.subject, f"it is no intact tar archive ({error})") from error
 
 
 def _entry(archive: tarfile.TarFile, member: tarfile.TarInfo, tree: _Tree) -> _Entry | None:
@@ -277,38 +275,6 @@ def _parts(name: str, tree: _Tree) -> tuple[str, ...]:
     if ".." in parts or "\0" in name or len(name) >= _PATH_MAX:
         tree.refuse(f"the name {name[:200]!r} escapes its root or is none")
     return parts
-
-
-class _Header(tarfile.TarInfo):
-    """A header that is refused when it is damaged; tarfile alone would take it for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.HeaderError as error:
-            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-                raise  # a block of zeros, the only end there is
-            raise tarfile.ReadError(str(error)) from error
-
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:  # type: ignore[override]
-        return _checked(super().frombuf(buf, encoding, errors))
-
-    @classmethod
-    def _frombuf(cls, buf: bytes, encoding: str, errors: str, *, dircheck: bool = True) -> tarfile.TarInfo:
-        # what the releases of 2026 call instead, for every header; older ones do not have it
-        return _checked(super()._frombuf(buf, encoding, errors, dircheck=dircheck))  # type: ignore[misc]
-
-
-def _checked(header: tarfile.TarInfo) -> tarfile.TarInfo:
-    if header.size < 0 or (header.type in _EXTENDED and header.size > _EXTENDED_MAX):
-        msg = f"a header of {header.size} bytes"
-        raise tarfile.ReadError(msg)
-    if header.type == tarfile.GNUTYPE_SPARSE:
-        msg = "sparse files are not supported"
-        raise tarfile.ReadError(msg)
-    return header
 
 
 class _Unpacked:

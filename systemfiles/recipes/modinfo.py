@@ -30,7 +30,7 @@ _COMPRESSIONS = (Compression.GZIP, Compression.XZ, Compression.ZSTD)
 _SUFFIX = re.compile(r"\.ko(?:\.(?:gz|xz|zst))?$")
 _WORD = re.compile(r"[!-~]+")
 _PATTERN = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-_HYPHEN = re.compile(r"\[[^]]*\]|-")  # a range in brackets is no hyphen
+_HYPHEN = re.compile(r"\[[^]]*(?:\]|\Z)|-")  # a range in brackets is no hyphen; an open bracket has no end
 
 _ELF = b"\x7fELF\x02\x01"  # 64 bits, little-endian, as on both architectures
 _EHDR = struct.Struct("<40xQ10xHHH")  # e_shoff; e_shentsize, e_shnum, e_shstrndx

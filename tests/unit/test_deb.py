@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import io
 import shutil
@@ -188,6 +189,17 @@ def test_more_than_the_limit_is_refused_before_it_is_unpacked(path: Path) -> Non
     began = time.monotonic()
     assert "more than" in problem(path, package(bomb, "data.tar"))
     assert time.monotonic() - began < 2
+
+
+def test_a_package_of_a_few_bytes_does_not_unpack_to_gigabytes(path: Path) -> None:
+    head = tarfile.TarInfo("./bomb")
+    head.size = 3 << 30
+    zeros = bz2.compress(bytes(45 << 20))
+    path.write_bytes(package(bz2.compress(head.tobuf(tarfile.GNU_FORMAT)) + zeros * 70, "data.tar.bz2"))
+    assert path.stat().st_size < 10_000
+    began = time.process_time()
+    assert "too many times" in problem(path, path.read_bytes())
+    assert time.process_time() - began < 3
 
 
 def test_a_bomb_that_is_passed_over_takes_no_memory(path: Path) -> None:

@@ -7,6 +7,7 @@ import gzip
 import itertools
 import lzma
 import struct
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -390,6 +391,33 @@ PIECES = st.sampled_from(
     ]
 )
 TEXTS = st.one_of(st.text(max_size=30), st.lists(PIECES, max_size=20).map("".join), st.lists(PIECES).map(" ".join))
+
+
+def test_an_open_bracket_takes_no_longer_than_any_other_name() -> None:
+    began = time.process_time()
+    assert module_name("a-[-" + "[" * 200_000) == "a_[-" + "[" * 200_000
+    assert time.process_time() - began < 0.5
+
+
+def test_modules_that_need_each_other_in_too_many_ways_are_refused_before_memory_runs_out() -> None:
+    modules = {f"kernel/m{n}.ko": Modinfo(f"m{n}", depends=(f"m{n + 1}",)) for n in range(5000)}
+    modules["kernel/m5000.ko"] = Modinfo("m5000")
+    began = time.process_time()
+    with pytest.raises(InvalidArchive, match="ways"):
+        build_index("1", modules, "")
+    assert time.process_time() - began < 2
+
+
+def test_aliases_that_take_too_long_to_match_are_refused() -> None:
+    files = {
+        "modules.dep": "kernel/a.ko:\n",
+        "modules.softdep": "softdep a pre: " + " ".join(f"x{n}" for n in range(5000)),
+        "modules.alias": "".join(f"alias *-{n} a\n" for n in range(5000)),
+    }
+    began = time.process_time()
+    with pytest.raises(InvalidArchive, match="too long"):
+        closure(ModuleIndex.parse(files), ["a"])
+    assert time.process_time() - began < 2
 
 
 @settings(max_examples=100, deadline=None)
