@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from systemfiles.bootfiles import InitrdFile, KernelFile
-from systemfiles.foundation.errors import SystemFilesError
+from systemfiles.foundation.errors import SystemFilesError, ToolMissing, unexpected
+from systemfiles.foundation.paths import CONTENT_STORE
 from systemfiles.system import SystemFiles
 from systemfiles.version import __version__
 
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     except BrokenPipeError:
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"error: {unexpected(error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; nothing half-done is left\n")
@@ -110,6 +114,15 @@ def _list_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _lock_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --, such as skopeo copy … oci:…")
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repair", action="store_true", help="make again what is damaged or missing")
+    _add_json(parser)
+
+
 def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=["kernel"], help="what it is")
     parser.add_argument("file", type=Path, help="vmlinux, bzImage, Image or Image.gz")
@@ -175,14 +188,17 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    found = _system(options).verify()
+    found = _system(options).verify(repair=options.repair)
     if options.json:
-        _say_json({"artifacts": found.artifacts, "problems": [str(problem) for problem in found.problems]})
+        _say_json({key: value if key == "artifacts" else [*map(str, value)] for key, value in found._asdict().items()})
         return 1 if found.problems else 0
+    for problem in found.repaired:
+        _say(f"repaired: {problem}")
     for problem in found.problems:
         sys.stderr.write(f"error: {problem}\n")
     if found.problems:
-        _say("`systemfiles provision` makes it again: with --profile P what that uses, with --kernel V only that")
+        if not options.repair:
+            _say("`systemfiles verify --repair` makes it again, from the content store or from its origin")
         return 1
     _say(f"{found.artifacts} artifacts and the content store are intact")
     return 0
@@ -193,6 +209,19 @@ def _add(options: argparse.Namespace) -> int:
     kernel = _system(options).add_kernel(options.file, options.version)
     _say_file(kernel, as_json=options.json)
     return 0
+
+
+def _lock(options: argparse.Namespace) -> int:
+    from systemfiles.content.layout import Layout
+    from systemfiles.foundation.lock import locked
+
+    system = _system(options)
+    Layout(system.paths).create()  # some tools make none where nothing is yet
+    with locked(system.paths.lock(CONTENT_STORE), inherited=True):
+        try:
+            os.execvp(options.command[0], options.command)
+        except OSError as error:
+            raise ToolMissing(options.command[0], hint=f"it cannot be run: {error.strerror}") from error
 
 
 def _say(text: str) -> None:
@@ -210,7 +239,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], _Run]
     "provision": ("fetch or build what is missing, and print the paths", _provision_options, _provision),
     "path": ("print where a kernel and an initrd are; builds nothing, needs no network", _path_options, _path),
     "ls": ("list what is on disk", _list_options, _list),
-    "verify": ("read every byte on disk and compare it with its record", _add_json, _verify),
+    "verify": ("read every byte on disk and compare it with its record", _verify_options, _verify),
+    "lock": ("run another tool that writes to the content store, while nobody else does", _lock_options, _lock),
     "add": ("take a local kernel in as a version of its own", _add_kernel_options, _add),
 }
 

@@ -6,52 +6,37 @@ keeps no state of its own (its database lives in memory), so two runs, `ensure()
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from doit import doit_cmd
 from doit.exceptions import InvalidCommand, TaskFailed
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.catalog import Profile
-from systemfiles.foundation.errors import NotProvisioned, SourceError, SystemFilesError, UsageError
+from systemfiles.foundation.errors import NotProvisioned, SourceError, SystemFilesError, unexpected
+from systemfiles.foundation.interruption import STATUS, Interruption
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.progress import ProgressBars
 from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packages
 from systemfiles.provision.rolling import Move
 from systemfiles.provision.site import Made
 from systemfiles.reporter import Reporter
+from systemfiles.selection import Target, check_variables, select, unique
 from systemfiles.system import SystemFiles
 
-VARIABLES = {
-    "profile": "which pair of defaults; without it the catalog's default_profile",
-    "kernel": "another kernel than the profile's",
-    "initrd": "another initrd than the profile's",
-    "arch": "architectures, separated by commas; without it this host's",
-    "data_dir": "where everything is kept; without it $SYSTEMFILES_DATA_DIR, else /var/lib/systemfiles",
-    "all": "yes: every profile of the catalog",
-    "tests": "yes: `doit setup` also installs what the tests need",
-}
 _REPAIR = "what a profile uses is made again by doit; one version by doit kernel=VERSION or initrd=VERSION arch=ARCH"
-_SWITCHES = ("all", "tests")
+FULL = "SYSTEMFILES_TEST_FULL"
+"""Set in the environment of tests that are to run their campaigns whole."""
 _PIPELINE = ("resolve", "kernel", "busybox", "initrd", "manifest")
 
 Tasks = Iterator[dict[str, Any]]
 Note = str | None
-T = TypeVar("T")
-
-
-class Target(NamedTuple):
-    """A kernel to provide for one architecture, and the initrd to go with it unless only the kernel was asked for."""
-
-    kernel: str
-    initrd: str | None
-    arch: Arch
 
 
 def bind(*, catalog: Path | None = None, checkout: Path | None = None) -> dict[str, Any]:
@@ -62,7 +47,9 @@ def bind(*, catalog: Path | None = None, checkout: Path | None = None) -> dict[s
     # doit ignores variables that nobody asks for and has no public list of those it was given
     variables = dict(doit_cmd._CMDLINE_VARS or {})
     try:
-        return Graph(variables, catalog=catalog, checkout=checkout).tasks()
+        graph = Graph(variables, catalog=catalog, checkout=checkout)
+        graph.interruption.expect()
+        return graph.tasks()
     except SystemFilesError as error:
         raise InvalidCommand(str(error)) from None
 
@@ -72,9 +59,10 @@ def run(tasks: Iterable[str], variables: Mapping[str, str], *, catalog: Path | N
     from doit.cmd_base import ModuleTaskLoader
     from doit.doit_cmd import DoitMain
 
-    namespace = Graph(variables, catalog=catalog).tasks()
-    status: int = DoitMain(ModuleTaskLoader(namespace)).run(["run", *tasks, *_PIPELINE])
-    return status
+    graph = Graph(variables, catalog=catalog)
+    graph.interruption.expect()
+    status: int = DoitMain(ModuleTaskLoader(graph.tasks())).run(["run", *tasks, *_PIPELINE])
+    return STATUS if graph.interruption.happened else status
 
 
 class Graph:
@@ -83,15 +71,14 @@ class Graph:
     def __init__(
         self, variables: Mapping[str, str], *, catalog: Path | None = None, checkout: Path | None = None
     ) -> None:
-        _check(variables)
+        check_variables(variables)
         self._variables = variables
         self._checkout = checkout
         self._bars = ProgressBars()
+        self.interruption = Interruption()
         self._system = SystemFiles(variables.get("data_dir"), catalog=catalog, profile=variables.get("profile"))
-        self._provisioner = self._system.provisioner(progress=self._bars)
-        self.targets = _unique(self._select())
-        for target in self.targets:
-            self._provisioner.require_known(*target)
+        self._provisioner = self._system.provisioner(progress=self.interruption.watched(self._bars))
+        self.targets = select(variables, self._system.catalog, self._provisioner)
 
     def tasks(self) -> dict[str, Any]:
         """doit's configuration and the task creators, in the order of the pipeline."""
@@ -130,42 +117,24 @@ class Graph:
             if target.initrd and (initrd := self._provisioner.initrds.kept(target.initrd, kernel, target.arch)):
                 yield INITRD, initrd.path
 
-    def _select(self) -> Iterator[Target]:
-        catalog = self._system.catalog
-        everything = self._variables.get("all") == "yes"
-        profiles = catalog.profile.values() if everything else [catalog.find_profile(self._system.profile)]
-        for arch in map(Arch.parse, self._variables.get("arch", Arch.host().value).split(",")):
-            for profile in profiles:
-                yield self._target(profile, arch)
-
-    def _target(self, profile: Profile, arch: Arch) -> Target:
-        """What the variables ask for: kernel= alone is that kernel, initrd= alone that initrd and its own kernel."""
-        kernel, initrd = self._variables.get("kernel"), self._variables.get("initrd")
-        alone = "profile" not in self._variables and "all" not in self._variables
-        if kernel is not None and initrd is None and alone:
-            return Target(kernel, None, arch)
-        if initrd is not None and kernel is None and alone:
-            kernel = self._provisioner.initrds.kernel_of(initrd, arch)
-        return Target(profile.kernel if kernel is None else kernel, profile.initrd if initrd is None else initrd, arch)
-
     # ── the pipeline ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _task_resolve(self) -> Tasks:
         yield _about("resolve", "ask this host's apt what rolling versions are now, unless versions.lock says it")
         for arch in self._arches():
-            yield _task(arch, partial(self._resolve, arch), done=partial(self._is_resolved, arch))
+            yield self._task(arch, partial(self._resolve, arch), done=partial(self._is_resolved, arch))
 
     def _task_kernel(self) -> Tasks:
         yield _about("kernel", "fetch or recover the kernel, verify it, and take out the modules")
-        for name, arch in _unique((target.kernel, target.arch) for target in self.targets):
+        for name, arch in unique((target.kernel, target.arch) for target in self.targets):
             done = partial(self._provisioner.kernels.kept, name, arch)
-            yield _task(f"{name}:{arch}", partial(self._kernel, name, arch), done=done, after=[f"resolve:{arch}"])
+            yield self._task(f"{name}:{arch}", partial(self._kernel, name, arch), done=done, after=[f"resolve:{arch}"])
 
     def _task_busybox(self) -> Tasks:
         yield _about("busybox", "fetch the busybox that the initrd is built on into the content store")
-        for name, arch in _unique((target.initrd, target.arch) for target in self.targets if target.initrd):
+        for name, arch in unique((target.initrd, target.arch) for target in self.targets if target.initrd):
             done = partial(self._provisioner.initrds.kept_busybox, name, arch)
-            yield _task(f"{name}:{arch}", partial(self._busybox, name, arch), done=done, after=[f"resolve:{arch}"])
+            yield self._task(f"{name}:{arch}", partial(self._busybox, name, arch), done=done, after=[f"resolve:{arch}"])
 
     def _task_initrd(self) -> Tasks:
         yield _about("initrd", "build the initrd: busybox, /init, and the kernel's modules")
@@ -175,31 +144,31 @@ class Graph:
             if self._variables.get("all") == "yes":
                 name = f"{target.initrd}:{target.kernel}:{target.arch}"
             make = partial(self._initrd, str(target.initrd), target)
-            yield _task(name, make, done=partial(self._has_initrd, target), after=after)
+            yield self._task(name, make, done=partial(self._has_initrd, target), after=after)
 
     def _task_manifest(self) -> dict[str, Any]:
         """write SHA256SUMS, and our names in the content store's index"""
-        done = self._provisioner.manifest_is_current
+        done = self._is_manifest_current
         after = ["kernel", "initrd"]
-        return _task(None, self._write_manifest, done=done, after=after, doc=self._task_manifest.__doc__)
+        return self._task(None, self._write_manifest, done=done, after=after, doc=self._task_manifest.__doc__)
 
     # ── beside it ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _task_update(self) -> dict[str, Any]:
         """move rolling versions to what apt has now, and provide those"""
-        return _task(None, self._update, doc=self._task_update.__doc__)
+        return self._task(None, self._update, doc=self._task_update.__doc__)
 
     def _task_verify(self) -> dict[str, Any]:
         """read every byte of everything provided and compare it with its record"""
-        return _task(None, self._verify, doc=self._task_verify.__doc__)
+        return self._task(None, self._verify, doc=self._task_verify.__doc__)
 
     def _task_setup(self) -> dict[str, Any]:
         """install what provisioning needs from this host's apt (tests=yes: and what the tests need)"""
-        return _task(None, self._setup, done=self._is_set_up, doc=self._task_setup.__doc__)
+        return self._task(None, self._setup, done=self._is_set_up, doc=self._task_setup.__doc__)
 
     def _task_test(self) -> dict[str, Any]:
-        """run all tests: linters, unit, contract, integration and boot"""
-        return _task(
+        """run all tests: linters, unit, contract, integration, boot, and samples of the campaigns (full=yes: all)"""
+        return self._task(
             None,
             partial(self._python, "-m", "pytest", "-n", "auto", "--dist", "loadfile", "tests"),
             doc=self._task_test.__doc__,
@@ -207,17 +176,48 @@ class Graph:
 
     def _task_bench(self) -> dict[str, Any]:
         """print what the hot paths cost, as ratios to well-known programs in the same run"""
-        return _task(None, partial(self._python, "tests/bench/run.py"), doc=self._task_bench.__doc__)
+        return self._task(None, partial(self._python, "tests/bench/run.py"), doc=self._task_bench.__doc__)
+
+    def _task(
+        self,
+        name: object,
+        action: Callable[[], object],
+        *,
+        done: Callable[[], object] | None = None,
+        after: Iterable[str] = (),
+        doc: str | None = None,
+    ) -> dict[str, Any]:
+        """One task: `action` gives the note of its line, `done` says whether nothing is to do."""
+        task: dict[str, Any] = {
+            "actions": [partial(self._act, action)],
+            "uptodate": [partial(_is_done, done)] if done else [False],
+            "task_dep": [*after],
+            "doc": doc,
+        }
+        return task if name is None else {"name": str(name), **task}
+
+    def _act(self, action: Callable[[], object]) -> dict[str, str] | TaskFailed:
+        try:
+            with self.interruption.stopping():
+                note = action()
+        except (SystemFilesError, _Failed) as error:
+            return TaskFailed(str(error))
+        except OSError as error:
+            return TaskFailed(str(unexpected(error)))
+        except KeyboardInterrupt:
+            self._provisioner.sweep(own=True)
+            return TaskFailed("interrupted; nothing half-done is left, run it again to go on")
+        return {"note": str(note) if note else ""}
 
     # ── what the tasks do ────────────────────────────────────────────────────────────────────────────────────────
 
     def _arches(self) -> tuple[Arch, ...]:
-        return _unique(target.arch for target in self.targets)
+        return unique(target.arch for target in self.targets)
 
     def _names(self, arch: Arch) -> tuple[list[str], list[str]]:
         here = [target for target in self.targets if target.arch is arch]
-        initrds = _unique(target.initrd for target in here if target.initrd)
-        return [*_unique(target.kernel for target in here)], [*initrds]
+        initrds = unique(target.initrd for target in here if target.initrd)
+        return [*unique(target.kernel for target in here)], [*initrds]
 
     def _is_resolved(self, arch: Arch) -> bool:
         return not any(self._provisioner.rolling.missing(*self._names(arch), arch))
@@ -260,6 +260,10 @@ class Graph:
             raise NotProvisioned(KERNEL, target.kernel, target.arch.value, looked_in=looked_in)
         return kernel
 
+    def _is_manifest_current(self) -> bool:
+        self._provisioner.sweep()  # a run that finds nothing to do cleans up all the same
+        return self._provisioner.manifest_is_current()
+
     def _write_manifest(self) -> Note:
         return f"{self._provisioner.write_manifest()} files listed"
 
@@ -289,61 +293,20 @@ class Graph:
         return f"{len(install(missing))} packages installed"
 
     def _python(self, *words: str) -> Note:
-        done = subprocess.run([sys.executable, *words], cwd=self._checkout, check=False)
+        environ = os.environ | ({FULL: "1"} if self._variables.get("full") == "yes" else {})
+        done = subprocess.run([sys.executable, *words], cwd=self._checkout, env=environ, check=False)
         if done.returncode:
             msg = f"{' '.join(words)} ended with status {done.returncode}"
             raise _Failed(msg)
         return None
 
 
-def _check(variables: Mapping[str, str]) -> None:
-    unknown = [name for name in variables if name not in VARIABLES]
-    if unknown:
-        msg = f"there is no variable {', '.join(map(repr, unknown))}"
-        raise UsageError(msg, details=VARIABLES.items())
-    if variables.get("data_dir") == "":
-        msg = "data_dir= names no directory"
-        raise UsageError(msg)
-    for name in _SWITCHES:
-        if variables.get(name, "no") not in ("yes", "no"):
-            msg = f"{name}={variables[name]} is neither {name}=yes nor {name}=no"
-            raise UsageError(msg)
-
-
 def _about(name: str, doc: str) -> dict[str, Any]:
     return {"basename": name, "name": None, "doc": doc}
 
 
-def _task(
-    name: object,
-    action: Callable[[], object],
-    *,
-    done: Callable[[], object] | None = None,
-    after: Iterable[str] = (),
-    doc: str | None = None,
-) -> dict[str, Any]:
-    """One task: `action` gives the note of its line, `done` says whether nothing is to do."""
-    task: dict[str, Any] = {
-        "actions": [partial(_act, action)],
-        "uptodate": [partial(_is_done, done)] if done else [False],
-        "task_dep": [*after],
-        "doc": doc,
-    }
-    return task if name is None else {"name": str(name), **task}
-
-
 class _Failed(Exception):
     """A task's work ran and its outcome is bad."""
-
-
-def _act(action: Callable[[], object]) -> dict[str, str] | TaskFailed:
-    try:
-        note = action()
-    except (SystemFilesError, _Failed) as error:
-        return TaskFailed(str(error))
-    except KeyboardInterrupt:
-        return TaskFailed("interrupted; nothing half-done is left, run it again to go on")
-    return {"note": str(note) if note else ""}
 
 
 def _is_done(done: Callable[[], object]) -> bool:
@@ -355,7 +318,3 @@ def _is_done(done: Callable[[], object]) -> bool:
 
 def _note(made: Made) -> Note:
     return f"{made.note}" if made.note else "kept"
-
-
-def _unique(items: Iterable[T]) -> tuple[T, ...]:
-    return tuple(dict.fromkeys(items))

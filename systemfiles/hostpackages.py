@@ -26,6 +26,7 @@ TESTS = {
     "qemu-system-x86": "boots x86_64 guests",
     "shellcheck": "checks the init scripts",
     "skopeo": "an independent reader of the content store",
+    "strace": "kills processes and fails their system calls where a test wants it",
     "umoci": "another one",
 }
 _NO_APT = "install these by the means of your distribution"

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Protocol
 from doit.exceptions import BaseFail, TaskFailed
 from doit.reporter import ConsoleReporter
 
+from systemfiles.foundation.errors import SystemFilesError
+
 
 class Shown(Protocol):
     """The graph, as far as it is shown."""
@@ -62,5 +64,9 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]  # doit has no types
             self.write(f"-- everything is up to date ({len(self._kept)} targets)\n")
         if {"manifest", "update"} & {*self._kept, *self._done}:
             self.write("\n")
-            for kind, path in self.graph.paths():
-                self.write(f"{kind:<6}  {path}\n")
+            try:
+                for kind, path in self.graph.paths():
+                    self.write(f"{kind:<6}  {path}\n")
+            except SystemFilesError as error:
+                self.failures.append(error)
+                sys.stderr.write(f"error: {error}\n")

@@ -36,10 +36,14 @@ class DefaultVersions(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """How many artifacts were read in full, and all that is wrong with them or with the content store."""
+    """How many artifacts were read in full, all that is wrong with them or with the content store, and what was mended.
+
+    After a repair that could not mend everything, `problems` says why as well.
+    """
 
     artifacts: int
     problems: tuple[SystemFilesError, ...]
+    repaired: tuple[SystemFilesError, ...] = ()
 
 
 class SystemFiles:
@@ -152,11 +156,31 @@ class SystemFiles:
                 except IntegrityError as error:
                     _warn(f"{kind} {version} ({arch}) is left out: {error.summary}")
 
-    def verify(self) -> Verification:
+    def verify(self, *, repair: bool = False, progress: Progress | None = None) -> Verification:
         """Reads every byte of every artifact and of the content store and compares it with what is on record.
 
         What is found damaged is hashed again by whoever uses it next, so `ensure` repairs it and `resolve` refuses it.
+        With `repair` it is made again at once, under new inodes: from the content store, or from its origin.
+        Raises StoreError; with `repair`, CatalogError as well.
         """
+        found = self._verify()
+        if not repair:
+            return found
+        provisioner = self.provisioner(progress=progress)
+        provisioner.sweep()
+        if not found.problems:
+            if not provisioner.manifest_is_current():
+                provisioner.write_manifest()
+            return found
+        from systemfiles.provision.repair import repair as make_again
+
+        failures = [*make_again(provisioner, self.catalog)]
+        left = self._verify()
+        still = {str(problem) for problem in left.problems}
+        repaired = tuple(problem for problem in found.problems if str(problem) not in still)
+        return Verification(left.artifacts, (*left.problems, *(failures if left.problems else ())), repaired)
+
+    def _verify(self) -> Verification:
         from systemfiles.content.store import Store
 
         if not self.paths.system.is_dir():

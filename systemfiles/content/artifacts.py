@@ -17,6 +17,7 @@ must.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -43,7 +44,8 @@ STAMPS = "stamp.json"
 MODULES = "modules.tar"
 _REFUSED = "it was not handed out"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ARCHES = frozenset(arch.value for arch in Arch)
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file
+ARCHES = frozenset(arch.value for arch in Arch)
 
 Stamp = tuple[int, int, int, str]
 """Device, inode, mtime in ns, and the sha256 (hex) of the bytes that were found there."""
@@ -133,6 +135,9 @@ class Artifacts:
         except (FileNotFoundError, NotADirectoryError):
             raise NotProvisioned(kind, version, arch.value, looked_in=directory) from None
         except OSError as error:
+            if error.errno in _PASSING:
+                msg = f"{path} cannot be read ({error.strerror})"
+                raise StoreError(msg) from error
             raise IntegrityError(path, expected="a file", got=error.strerror, consequence=_REFUSED) from error
         record = parse_record(raw, path)
         if (named := (record["kind"], record["version"], record["arch"])) != (kind, version, arch.value):
@@ -182,15 +187,15 @@ class Artifacts:
     def versions(self, kind: str) -> Iterator[tuple[str, Arch]]:
         """Every (version, architecture) with a record, sorted."""
         root = self._paths.kind(kind)
-        for record in sorted(root.glob(f"*/*/{RECORD}")):
+        for record in _listed(root, f"*/*/{RECORD}"):
             version, arch = record.parent.parent.name, record.parent.name
-            if is_version(version) and arch in _ARCHES:
+            if is_version(version) and arch in ARCHES:
                 yield version, Arch(arch)
 
     def unfinished(self, kind: str) -> Iterator[Path]:
         """Directories of a version that hold something, but no record: lost, or a run that did not get to its end."""
-        for directory in sorted(self._paths.kind(kind).glob("*/*")):
-            if directory.is_dir() and any(directory.iterdir()) and not (directory / RECORD).exists():
+        for directory in _listed(self._paths.kind(kind), "*/*"):
+            if directory.is_dir() and _listed(directory, "*") and not (directory / RECORD).exists():
                 yield directory
 
     def publish(
@@ -246,6 +251,15 @@ def _files(record: Mapping[str, Any]) -> dict[str, FileFacts]:
         _require(isinstance(size, int) and not isinstance(size, bool) and size >= 0)
         files[name] = FileFacts(Digest.from_hex(facts["sha256"]).hex, size)
     return files
+
+
+def _listed(root: Path, pattern: str) -> list[Path]:
+    """What matches below `root`, sorted. Raises StoreError: what cannot be listed is not taken for empty."""
+    try:
+        return sorted(root.glob(pattern))
+    except OSError as error:
+        msg = f"{error.filename or root} cannot be listed ({error.strerror})"
+        raise StoreError(msg) from error
 
 
 def _require(condition: bool) -> None:

@@ -26,7 +26,7 @@ from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, InvalidDigest, NotFound, StoreError
 from systemfiles.foundation.files import NewFile, fsync_path, make_dirs, publish, storing, write_file
 from systemfiles.foundation.lock import locked
-from systemfiles.foundation.paths import Paths
+from systemfiles.foundation.paths import CONTENT_STORE, Paths
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Layout:
         self._timeout = timeout
         self.root = paths.oci_cache
         self._scratch = paths.tmp
-        self._lock = paths.lock("oci-cache")
+        self._lock = paths.lock(CONTENT_STORE)
         self._index = self.root / "index.json"
 
     def blob(self, digest: Digest) -> Path:
@@ -138,7 +138,8 @@ class Layout:
 
     def add_path(self, path: Path, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
         """Takes the finished file at `path` (in the data directory's tmp/) in; `path` may be gone afterwards."""
-        digest, size = hash_file(path)
+        with storing(path):
+            digest, size = hash_file(path)
         final = self.blob(digest)
         make_dirs(final.parent)
         if not self.intact(digest, size):
@@ -281,7 +282,12 @@ class Layout:
         return index
 
     def _write_index(self, index: dict[str, Any]) -> None:
-        write_file(self._index, json.dumps(index, indent=1).encode(), scratch=self._scratch, mode=0o644)
+        try:
+            data = json.dumps(index, indent=1).encode()
+        except RecursionError as error:
+            msg = f"{self._index} holds an entry that is nested too deeply to be written again"
+            raise StoreError(msg, hint=_MEND) from error
+        write_file(self._index, data, scratch=self._scratch, mode=0o644)
 
 
 def _name_of(entry: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from systemfiles.content.artifacts import RECORD, Artifact, Artifacts, parse_record
+from systemfiles.content.artifacts import ARCHES, RECORD, Artifact, Artifacts, parse_record
 from systemfiles.content.layout import (
     IMAGE_CONFIG,
     LARGEST_JSON,
@@ -134,6 +134,17 @@ class Store:
         """Whether this version is on record here, on disk or in the layout."""
         return any(self._records(kind, version, arch))
 
+    def recorded(self, kind: str) -> list[tuple[str, Arch]]:
+        """Every version of a kind that disk or layout knows, whatever became of its files; sorted."""
+        unfinished = ((path.parent.name, path.name) for path in self.artifacts.unfinished(kind))
+        found = {*self.artifacts.versions(kind), *((name, Arch(arch)) for name, arch in unfinished if arch in ARCHES)}
+        for target in self.layout.names().values():
+            with contextlib.suppress(StoreError, IntegrityError, KeyError, TypeError):
+                record = self._read_manifest(target)[0]
+                if record["kind"] == kind:
+                    found.add((record["version"], Arch.parse(record["arch"])))
+        return sorted(found, key=str)
+
     def verify(self) -> Iterator[SystemFilesError]:
         """What is wrong with the layout, with what it says of artifacts, and with directories that have no record."""
         if not self.layout.exists():
@@ -216,7 +227,7 @@ class Store:
         kind, version, arch = record["kind"], record["version"], Arch.parse(record["arch"])
         media_type = _MEDIA_TYPE.format(kind=kind)
         layers = [self.layout.add_bytes(canonical(record), f"{media_type}+json", annotations={TITLE: RECORD})]
-        for name, file in files.items():
+        for name, file in sorted(files.items()):  # the manifest is the same whoever writes it
             layers.append(Descriptor(f"{media_type}.file", file.digest, file.size, {TITLE: name}))
         config = self.layout.add_bytes(image_config(arch, layers), IMAGE_CONFIG)
         data = manifest(config, layers, {VERSION: version}, artifact_type=media_type)

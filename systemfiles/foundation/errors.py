@@ -257,6 +257,11 @@ class StoreError(SystemFilesError):
     """The content store or the data directory is damaged, unwritable, or not what it claims to be."""
 
 
+def unexpected(error: OSError) -> StoreError:
+    """What to tell of a failure of the system that nobody foresaw where it happened."""
+    return StoreError(f"{error.filename or 'a file'} cannot be used ({error.strerror or error})")
+
+
 class NotFound(StoreError):
     """The content store does not hold this blob."""
 

@@ -1,18 +1,23 @@
 """How a file comes to be: whole, verified and durable under its final name, or not at all.
 
 One order for every write: a new file in the data directory's tmp/, bytes hashed as they are written, compared,
-fsync, mode, rename, fsync of the directory. A kill at any instant leaves the old state or the new one; what it
-may leave in tmp/ is never looked at again.
+fsync, mode, rename, fsync of the directory. A kill at any instant leaves the old state or the new one.
+
+Whoever works on something temporary holds a shared flock(2) on it for as long. So what a killed process left can be
+told from what a live one works on, and `remove_abandoned` removes it. Where a file system has no locks, it stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import logging
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +25,14 @@ from types import TracebackType
 from systemfiles.foundation.digest import CHUNK, Digest, Hasher, hash_file
 from systemfiles.foundation.errors import DigestMismatch, NoSpace, SizeMismatch, StoreError
 
+log = logging.getLogger(__name__)
+
 READ_ONLY = 0o444
+STAGED = ".systemfiles-new-"
+_COPIED = ".systemfiles-copy-"
+_GRACE = 60.0  # seconds between making something temporary and holding it, at the very most
 _FICLONE = 0x40049409  # linux/fs.h
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = "provisioning needs write permission on the data directory"
 _IN_THE_WAY = "something else is in its place: move that away"
@@ -71,17 +82,79 @@ def make_dirs(path: Path) -> None:
     with storing(path):
         inherited = stat.S_IMODE(path.parent.stat().st_mode) & (stat.S_ISGID | stat.S_IWGRP)
         try:
-            staged = Path(tempfile.mkdtemp(prefix=".new-", dir=path.parent))
+            staged = Path(tempfile.mkdtemp(prefix=_ours(STAGED), dir=path.parent))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        try:
-            staged.chmod(0o755 | inherited)
-            staged.rename(path)  # nobody sees it with another mode
-        except OSError:
-            staged.rmdir()
-            if not path.is_dir():
-                raise
+        with _held(staged):
+            try:
+                staged.chmod(0o755 | inherited)
+                _rename_new(staged, path)  # nobody sees it with another mode
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    staged.rmdir()
+                if not isinstance(error, OSError) or not path.is_dir():
+                    raise
         fsync_path(path.parent)
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """renameat2(2) that replaces nothing: rename(2) would take an empty directory from whoever just opens it."""
+    import ctypes  # 5 ms, and directories are seldom made
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        return
+    if (number := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL):
+        raise OSError(number, os.strerror(number), str(target))
+    source.rename(target)  # a file system that knows no better
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Shows others that somebody works in `directory`."""
+    with storing(directory):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _hold(fd)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _hold(fd: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks: nothing there is ever taken for abandoned
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _ours(prefix: str) -> str:
+    return f"{prefix}{os.getpid()}-"
+
+
+def remove_abandoned(directory: Path, prefix: str = "", *, own: bool = False) -> None:
+    """Removes what killed processes left in `directory` under names that begin with `prefix`.
+
+    `own`: what this process left, which was interrupted between making something and taking care of it.
+    """
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix) and not entry.is_symlink():
+                with contextlib.suppress(OSError):  # another user's, or a live one's
+                    mine = own and entry.name.split("-")[-2:-1] == [str(os.getpid())]
+                    if mine or (not own and time.time() - entry.stat(follow_symlinks=False).st_mtime >= _GRACE):
+                        _remove_unless_held(Path(entry.path))
+
+
+def _remove_unless_held(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        log.info("%s was left by a process that is gone: removed", path)
+    finally:
+        os.close(fd)
 
 
 class NewFile:
@@ -97,10 +170,11 @@ class NewFile:
     def __init__(self, scratch: Path) -> None:
         make_dirs(scratch)
         with storing(scratch):
-            fd, name = tempfile.mkstemp(prefix="new-", dir=scratch)
+            fd, name = tempfile.mkstemp(prefix=_ours("new-"), dir=scratch)
         self.path = Path(name)
         self._file = os.fdopen(fd, "wb", buffering=0)
         self._hasher = Hasher()
+        _hold(fd)
 
     @property
     def size(self) -> int:
@@ -110,7 +184,7 @@ class NewFile:
         return self._hasher.digest()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
-        with storing(self.path):
+        with storing(self.path, needed=len(data)):
             view = memoryview(data)
             while view:
                 view = view[self._file.write(view) :]
@@ -138,8 +212,8 @@ class NewFile:
         with storing(final, needed=self.size):
             os.fchmod(self._file.fileno(), mode)
             os.fsync(self._file.fileno())
-            self._file.close()
             self.path.replace(final)
+            self._file.close()
             fsync_path(final.parent)
 
     def __enter__(self) -> NewFile:
@@ -148,8 +222,10 @@ class NewFile:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before is told; what stays here is abandoned
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
 
 def write_file(final: Path, data: bytes, *, scratch: Path, mode: int = READ_ONLY) -> None:
@@ -162,7 +238,7 @@ def write_file(final: Path, data: bytes, *, scratch: Path, mode: int = READ_ONLY
 
 def publish(source: Path, final: Path, *, mode: int = READ_ONLY) -> None:
     """Moves a finished file of the same file system to its final name, durably."""
-    with storing(final):
+    with storing(final, needed=_size(source)):
         source.chmod(mode)
         fsync_path(source)
         source.replace(final)
@@ -173,7 +249,7 @@ def link_or_copy(source: Path, final: Path, *, scratch: Path) -> None:
     """Makes `final` the same inode as `source` where the file system can, else a reflink or a copy; atomically."""
     with scratch_dir(scratch) as work:
         staged = work / final.name
-        with storing(final):
+        with storing(final, needed=_size(source)):
             try:
                 os.link(source, staged)
             except OSError as error:
@@ -185,6 +261,13 @@ def link_or_copy(source: Path, final: Path, *, scratch: Path) -> None:
                 fsync_path(staged)
             staged.replace(final)
             fsync_path(final.parent)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def copy(source: Path, destination: Path) -> None:
@@ -204,28 +287,33 @@ def copy(source: Path, destination: Path) -> None:
 
 def copy_whole(source: Path, final: Path, *, sha256: str) -> None:
     """Makes `final` an independent, durable copy of `source`, verified; never over a file that is there."""
-    with storing(final):
-        work = Path(tempfile.mkdtemp(prefix=".copy-", dir=final.parent))
-        try:
-            staged = work / final.name
-            copy(source, staged)
-            if (got := hash_file(staged)[0]) != (expected := Digest.from_hex(sha256)):
-                raise DigestMismatch(source, expected=expected, got=got, consequence="it was not copied")
-            fsync_path(staged)
-            os.link(staged, final)  # unlike a rename, it replaces nothing
-            fsync_path(final.parent)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    remove_abandoned(final.parent, _COPIED)
+    with storing(final), _work_in(final.parent, _COPIED) as work:
+        staged = work / final.name
+        copy(source, staged)
+        if (got := hash_file(staged)[0]) != (expected := Digest.from_hex(sha256)):
+            raise DigestMismatch(source, expected=expected, got=got, consequence="it was not copied")
+        fsync_path(staged)
+        os.link(staged, final)  # unlike a rename, it replaces nothing
+        fsync_path(final.parent)
 
 
 @contextlib.contextmanager
 def scratch_dir(scratch: Path) -> Iterator[Path]:
     """A new directory in tmp/, removed with all it holds. Others may traverse it: apt drops its privileges."""
     make_dirs(scratch)
-    with storing(scratch):
-        work = Path(tempfile.mkdtemp(prefix="work-", dir=scratch))
-    try:
-        work.chmod(0o755 | stat.S_IMODE(work.stat().st_mode) & stat.S_ISGID)
+    with _work_in(scratch, "work-") as work:
+        with storing(work):
+            work.chmod(0o755 | stat.S_IMODE(work.stat().st_mode) & stat.S_ISGID)
         yield work
+
+
+@contextlib.contextmanager
+def _work_in(directory: Path, prefix: str) -> Iterator[Path]:
+    with storing(directory):
+        work = Path(tempfile.mkdtemp(prefix=_ours(prefix), dir=directory))
+    try:
+        with _held(work):
+            yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)

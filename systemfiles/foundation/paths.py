@@ -27,6 +27,8 @@ _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 KERNEL = "kernel"
 INITRD = "initrd"
 KINDS = (KERNEL, INITRD)
+CONTENT_STORE = "oci-cache"
+"""Its directory, and the lock under which index.json is rewritten."""
 
 
 def is_version(text: str) -> bool:
@@ -60,7 +62,7 @@ class Paths:
         self.system = self.data_dir / "system"
         self.tmp = self.data_dir / "tmp"
         self.locks = self.data_dir / "locks"
-        self.oci_cache = self.system / "oci-cache"
+        self.oci_cache = self.system / CONTENT_STORE
         self.sha256sums = self.system / "SHA256SUMS"
         self.versions_lock = self.system / "versions.lock"
 

@@ -59,6 +59,11 @@ class Images:
             self._layout.name(_name(source, arch), target)
             return self._layers(target)
 
+    def repair(self, source: PackagePin | str, arch: Arch) -> None:
+        """Fetches an image again that is named here and not intact. Raises as `busybox`."""
+        if _name(source, arch) in self._layout.names():
+            self.busybox(source, arch)
+
     def _layers(self, target: Descriptor) -> tuple[Path, ...]:
         layers = map(Descriptor.from_json, self._layout.read_json(target.digest)["layers"])
         return tuple(self._layout.blob(layer.digest) for layer in layers)

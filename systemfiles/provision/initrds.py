@@ -18,6 +18,7 @@ from systemfiles.foundation.errors import (
     UnknownVersion,
     VersionConflict,
 )
+from systemfiles.foundation.files import storing
 from systemfiles.foundation.lockfile import InitrdPin, PackagePin, editing_lock
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.units import human_size
@@ -101,8 +102,9 @@ class Initrds:
         with self._site.locked(INITRD, name, arch):
             plan = self._plan(name, kernel, arch, newer)
             if kept := self._kept(plan, arch):
-                return Made(kept, "")
+                return Made(kept, self._lock_again(name, plan, kept, arch))
             if recovered := self._recover(plan, arch):
+                self._lock_again(name, plan, recovered, arch)
                 return Made(recovered, RECOVERED)
             if plan.pin is None:
                 raise UnknownVersion(INITRD, name, known=self._site.catalog.initrd)
@@ -192,7 +194,9 @@ class Initrds:
     def _make(self, name: str, plan: InitrdPlan, pin: InitrdPin, arch: Arch) -> Made:
         store = self._site.store
         with ExitStack() as stack:
-            layers = [stack.enter_context(path.open("rb")) for path in self._images.busybox(pin.busybox, arch)]
+            paths = self._images.busybox(pin.busybox, arch)
+            with storing(self._site.paths.oci_cache):
+                layers = [stack.enter_context(path.open("rb")) for path in paths]
             out = stack.enter_context(store.layout.new_file())
             modules = plan.kernel.directory / MODULES if pin.kernel else None
             build = build_initrd(layers, out, init=pin.init, modules=modules, load=pin.load, carry=pin.carry)

@@ -37,7 +37,7 @@ class Provisioner:
     ) -> None:
         self.rolling = Rolling(paths, catalog, timeout=timeout)
         self.store = Store(paths, artifacts, timeout=timeout)
-        site = Site(paths, catalog, self.store, self.rolling, progress, timeout)
+        self._site = site = Site(paths, catalog, self.store, self.rolling, progress, timeout)
         self.kernels = Kernels(site)
         self.images = Images(site)
         self.initrds = Initrds(site, self.images)
@@ -95,17 +95,22 @@ class Provisioner:
 
     def write_manifest(self) -> int:
         """Brings SHA256SUMS and our names in index.json up to date; returns how many files are listed."""
+        self._site.sweep()
         self.store.reassert()
         with locked(self._paths.lock("SHA256SUMS"), timeout=self._timeout):
             data = self._manifest()
             write_file(self._paths.sha256sums, data, scratch=self._paths.tmp, mode=0o644)
         return data.count(b"\n")
 
+    def sweep(self, *, own: bool = False) -> None:
+        """Removes what killed processes left in the data directory; `own`: what this one left when interrupted."""
+        self._site.sweep(own=own)
+
     def manifest_is_current(self) -> bool:
         """Whether `write_manifest` would change nothing."""
         try:
             return self._paths.sha256sums.read_bytes() == self._manifest() and self.store.is_asserted()
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def _manifest(self) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from systemfiles.content.layout import Descriptor
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
+from systemfiles.foundation.files import STAGED, remove_abandoned
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import Paths, check_version
 from systemfiles.foundation.progress import Progress
@@ -45,7 +47,16 @@ class Site:
 
     def locked(self, kind: str, version: str, arch: Arch) -> AbstractContextManager[None]:
         """The lock under which one artifact is made. Raises InvalidName, LockTimeout."""
+        self.sweep()
         return locked(self.paths.lock(f"{kind}-{check_version(kind, version)}-{arch}"), timeout=self.timeout)
+
+    def sweep(self, *, own: bool = False) -> None:
+        """Removes what killed processes left in the data directory; `own`: what this one left when interrupted."""
+        data_dir, system = self.paths.data_dir, self.paths.system
+        remove_abandoned(self.paths.tmp, own=own)
+        with contextlib.suppress(OSError):  # what cannot be listed cannot be swept
+            for directory in (data_dir.parent, data_dir, system, *system.glob("*"), *system.glob("*/*")):
+                remove_abandoned(directory, STAGED, own=own)
 
 
 def new_record(

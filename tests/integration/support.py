@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,8 +58,11 @@ def copy_data_dir(source: Path, target: Path) -> None:
     """A copy that keeps hard links, modes and times, and that looks as if its files had been hashed there already."""
     subprocess.run(["cp", "-a", "--reflink=auto", str(source), str(target)], check=True)
     for stamps in target.glob("system/*/*/*/stamp.json"):
-        found = {name: (stamps.parent / name).lstat() for name in json.loads(stamps.read_text())}
-        stamps.write_text(json.dumps({name: [s.st_dev, s.st_ino, s.st_mtime_ns] for name, s in found.items()}))
+        found = {}
+        for name, (*_, sha256) in json.loads(stamps.read_text()).items():
+            stat = (stamps.parent / name).lstat()
+            found[name] = [stat.st_dev, stat.st_ino, stat.st_mtime_ns, sha256]
+        stamps.write_text(json.dumps(found))
 
 
 @functools.cache
@@ -78,6 +82,8 @@ class Mirror:
         self._files: dict[str, tuple[str, Path]] = {}
         self._origins: set[str] = set()
         self._requests: list[str] = []
+        self.pause = 0.0
+        """seconds between pieces of 64 KiB"""
         for label, pin in _pins(lock):
             parts = urlsplit(pin.url)
             self._origins.add(f"{parts.scheme}://{parts.netloc}/")
@@ -101,6 +107,7 @@ class Mirror:
 
     def forget(self) -> None:
         self._requests.clear()
+        self.pause = 0.0
 
     def package(self, label: str) -> Path:
         """The file behind a label."""
@@ -132,8 +139,10 @@ class Mirror:
                 self.send_response(200)
                 self.send_header("Content-Length", str(path.stat().st_size))
                 self.end_headers()
-                with path.open("rb") as stream:
-                    shutil.copyfileobj(stream, self.wfile)
+                with path.open("rb") as stream, suppress(ConnectionError):
+                    while piece := stream.read(1 << 16):
+                        self.wfile.write(piece)
+                        time.sleep(mirror.pause)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing: the requests are on record."""

@@ -7,15 +7,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from systemfiles import BootFiles, SystemFiles, VersionConflict
-from tests.conftest import ARCHES, Provisioned, doit
+from systemfiles.content.layout import Layout
+from systemfiles.foundation.errors import LockTimeout
+from systemfiles.foundation.paths import Paths
+from tests.conftest import ARCHES, CHECKOUT, Provisioned, doit
 from tests.integration.support import Completed, Mirror, as_nobody, done_tasks, systemfiles, tree
 
-COMMANDS = ("provision", "path", "ls", "verify", "add")
+COMMANDS = ("provision", "path", "ls", "verify", "lock", "add")
 
 
 def assert_refused(ran: Completed, *words: str, status: int = 1) -> None:
@@ -266,7 +270,7 @@ def test_verify_says_that_all_is_well(provisioned: Provisioned) -> None:
     ran = systemfiles("verify", "--data-dir", provisioned.data_dir)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "4 artifacts and the content store are intact\n", "")
     found = json.loads(systemfiles("verify", "--json", "--data-dir", provisioned.data_dir).stdout)
-    assert found == {"artifacts": 4, "problems": []}
+    assert found == {"artifacts": 4, "problems": [], "repaired": []}
 
 
 @pytest.mark.network
@@ -280,7 +284,7 @@ def test_verify_finds_what_stamps_cannot_and_the_next_run_mends_it(part: str, co
 
     found = systemfiles("verify", "--data-dir", copied)
     assert_refused(found, str(damaged.path), damaged.sha256, "error: ")
-    assert "systemfiles provision" in found.stdout
+    assert "systemfiles verify --repair" in found.stdout
     listed = json.loads(systemfiles("verify", "--json", "--data-dir", copied).stdout)
     assert any(str(damaged.path) in problem for problem in listed["problems"])
     assert_refused(systemfiles("path", *place), str(damaged.path))
@@ -403,3 +407,35 @@ def test_add_refuses_a_name_of_the_catalog(name: str, provisioned: Provisioned, 
     ran = systemfiles("add", "kernel", source, "--version", name, "--arch", "x86_64", "--data-dir", tmp_path / "data")
     assert_refused(ran, name, "catalog", "--version")
     assert not (tmp_path / "data" / "system").exists()
+
+
+# ── lock ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_command_under_the_lock_gets_its_words_and_gives_its_status(tmp_path: Path) -> None:
+    ran = systemfiles("lock", "--data-dir", tmp_path, "--", "sh", "-c", 'echo "$0 $*"; exit 7', "a", "--b", "-c")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (7, "a --b -c\n", "")
+
+
+def test_while_a_command_runs_under_the_lock_nobody_else_writes_to_the_content_store(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "systemfiles.cli", "lock", "--data-dir", str(tmp_path), "--", "cat"]
+    layout = Layout(Paths(tmp_path), timeout=0.3)
+    with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin
+        assert other.stdout
+        other.stdin.write(b"it runs\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == b"it runs\n"
+        with pytest.raises(LockTimeout, match=r"held by +process .*lock --data-dir .* -- cat"):
+            layout.create()
+        other.stdin.close()
+    layout.create()
+
+
+def test_a_command_that_does_not_exist_is_told_and_the_lock_is_free(tmp_path: Path) -> None:
+    assert_refused(systemfiles("lock", "--data-dir", tmp_path, "--", "no-such-command"), "no-such-command", "hint")
+    assert systemfiles("lock", "--data-dir", tmp_path, "true").returncode == 0
+
+
+def test_a_lock_without_a_command_is_refused(tmp_path: Path) -> None:
+    assert_refused(systemfiles("lock", "--data-dir", tmp_path), "COMMAND", status=2)

@@ -456,6 +456,40 @@ def test_verify_reports_a_loss_or_damage_and_is_clean_after_the_next_run(
     assert system(copied).resolve() == before
 
 
+@pytest.mark.parametrize("wound", [*WOUNDS, "kernel lost, disk and blob"])
+def test_a_repair_makes_whole_what_was_lost_or_damaged(wound: str, copied: Path, mirror: Mirror) -> None:
+    before = system(copied).resolve()
+    if wound in WOUNDS:
+        WOUNDS[wound](copied)
+    else:
+        lose(before.kernel.path)
+        lose(Layout(Paths(copied)).blob(Digest.from_hex(before.kernel.sha256)))
+    repaired = ok(systemfiles("verify", "--repair", "--data-dir", copied)).stdout
+    assert "repaired: " in repaired
+    assert repaired.endswith("are intact\n")
+    assert mirror.requests == (["kernel x86_64"] if wound not in WOUNDS else ["busybox x86_64"] * ("busybox" in wound))
+    assert system(copied).verify() == (4, (), ())
+    assert system(copied).resolve() == before
+    ok(systemfiles("verify", "--repair", "--data-dir", copied))
+
+
+def test_what_cannot_be_repaired_is_told_with_the_reason_and_the_rest_is_repaired(copied: Path, mirror: Mirror) -> None:
+    before = system(copied).resolve()
+    source = copied / "vmlinux"
+    source.write_bytes(before.kernel.path.read_bytes() + b"one more byte")
+    added = system(copied).add_kernel(source, "my-1")
+    source.unlink()
+    for lost in (added, before.kernel):
+        lose(lost.path)
+        lose(Layout(Paths(copied)).blob(Digest.from_hex(lost.sha256)))
+    ran = refused(systemfiles("verify", "--repair", "--data-dir", copied))
+    assert "repaired: " in ran.stdout
+    assert "systemfiles add kernel FILE --version my-1" in ran.stderr
+    assert str(added.path) in ran.stderr
+    assert f"kernel {before.kernel.version}" not in ran.stderr
+    assert system(copied).resolve() == before
+
+
 @pytest.mark.parametrize("record", ["{", None], ids=["cut off", "a directory"])
 def test_one_damaged_record_stops_nothing_else(record: str | None, copied: Path, mirror: Mirror) -> None:
     files = system(copied).resolve()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import shutil
+import signal
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +18,14 @@ import pytest
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import DigestMismatch, NoSpace, SizeMismatch, StoreError
 from systemfiles.foundation.files import (
+    STAGED,
     NewFile,
     copy,
     free_bytes,
     link_or_copy,
     make_dirs,
     publish,
+    remove_abandoned,
     scratch_dir,
     storing,
     write_file,
@@ -307,6 +312,103 @@ def test_an_interrupted_scratch_directory_goes_too(scratch: Path) -> None:
     with pytest.raises(KeyboardInterrupt), scratch_dir(scratch):
         raise KeyboardInterrupt
     assert left_in(scratch) == []
+
+
+def test_many_processes_may_make_the_same_directory_and_use_it_at_once(tmp_path: Path) -> None:
+    def use(number: int) -> None:
+        for step in range(40):
+            directory = tmp_path / str(step) / "locks"
+            make_dirs(directory)
+            (directory / str(number)).touch()
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=use, args=(number,)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert {len(left_in(tmp_path / str(step) / "locks")) for step in range(40)} == {4}
+
+
+# what others left
+
+LATER = 3600.0
+
+
+def work_and_die(scratch: Path) -> None:
+    """A process that is killed while it has a new file and a directory there."""
+    child = os.fork()
+    if child == 0:
+        new, work = NewFile(scratch), scratch_dir(scratch)
+        new.write(DATA)
+        (work.__enter__() / "file").write_bytes(DATA)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def grow_old(directory: Path) -> None:
+    for path in directory.iterdir():
+        os.utime(path, (time.time() - LATER, time.time() - LATER))
+
+
+def test_what_a_killed_process_left_is_removed_when_it_is_old(scratch: Path) -> None:
+    work_and_die(scratch)
+    assert len(left_in(scratch)) == 2
+    remove_abandoned(scratch)
+    assert len(left_in(scratch)) == 2
+    grow_old(scratch)
+    remove_abandoned(scratch)
+    assert left_in(scratch) == []
+
+
+def test_what_somebody_works_on_stays_however_old_it_is(scratch: Path) -> None:
+    with NewFile(scratch) as new, scratch_dir(scratch) as work:
+        new.write(DATA)
+        (work / "file").write_bytes(DATA)
+        grow_old(scratch)
+        remove_abandoned(scratch)
+        assert (work / "file").read_bytes() == DATA
+        new.commit(scratch / "final")
+    grow_old(scratch)
+    remove_abandoned(scratch)
+    assert left_in(scratch) == []
+
+
+def test_only_names_that_were_asked_for_are_removed_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"{STAGED}left").mkdir()
+    (tmp_path / f"{STAGED}link").symlink_to("theirs")
+    grow_old(tmp_path)
+    remove_abandoned(tmp_path, STAGED)
+    assert left_in(tmp_path) == [f"{STAGED}link", "theirs"]
+
+
+def test_what_this_process_left_itself_is_removed_at_once_and_nobody_elses(scratch: Path) -> None:
+    work_and_die(scratch)
+    others = left_in(scratch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "mkstemp", interrupted_after(tempfile.mkstemp))
+        with pytest.raises(KeyboardInterrupt):
+            NewFile(scratch)
+    assert len(left_in(scratch)) == len(others) + 1
+    with NewFile(scratch) as new:
+        remove_abandoned(scratch, own=True)
+        assert left_in(scratch) == sorted([*others, new.path.name])
+
+
+def interrupted_after(function: Callable[..., object]) -> Callable[..., object]:
+    """Ctrl-C between what `function` did and whoever called it."""
+
+    def called(*arguments: object, **options: object) -> object:
+        function(*arguments, **options)
+        raise KeyboardInterrupt
+
+    return called
+
+
+def test_a_directory_that_is_not_there_has_nothing_left_in_it(tmp_path: Path) -> None:
+    remove_abandoned(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -107,7 +107,7 @@ def test_its_record_says_when_and_by_which_release(store: Store) -> None:
 def test_its_manifest_names_the_record_and_the_files(store: Store) -> None:
     put(store)
     manifest = manifest_of(store)
-    assert [layer["annotations"][TITLE] for layer in manifest["layers"]] == [RECORD, "vmlinux", MODULES]
+    assert [layer["annotations"][TITLE] for layer in manifest["layers"]] == [RECORD, MODULES, "vmlinux"]
     config = store.layout.read_json(Digest.parse(manifest["config"]["digest"]))
     assert (config["architecture"], config["os"]) == ("amd64", "linux")
 

@@ -1,0 +1,73 @@
+"""Ctrl-C (SIGINT) while several threads work: all of them stop at their next step and clean up behind themselves.
+
+Python raises KeyboardInterrupt in the main thread alone. When that only waits for others, they would be cut off
+wherever they are as soon as it ends. Here they learn of it where they report progress, and the main thread goes on
+waiting for them. A second Ctrl-C ends the process at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from systemfiles.foundation.progress import Progress
+
+STATUS = 128 + signal.SIGINT
+
+
+class Interruption:
+    """Whether this process was interrupted, and who has to know."""
+
+    def __init__(self) -> None:
+        self._happened = threading.Event()
+        self._main_works = False
+
+    @property
+    def happened(self) -> bool:
+        return self._happened.is_set()
+
+    def expect(self) -> None:
+        """Takes SIGINT over from here on. Does nothing outside the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._handle)
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Work that is stopped by KeyboardInterrupt: before it begins, at its next progress, or, in the main thread,
+        wherever it is.
+        """
+        self._check()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._main_works = True
+        try:
+            yield
+        finally:
+            self._main_works = False
+
+    def watched(self, progress: Progress) -> Progress:
+        """`progress`, which also stops whoever reports it."""
+
+        def report(subject: str, done: int, total: int | None) -> None:
+            self._check()
+            progress(subject, done, total)
+
+        return report
+
+    def _check(self) -> None:
+        if self.happened:
+            raise KeyboardInterrupt
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.happened:
+            os._exit(STATUS)
+        self._happened.set()
+        if self._main_works:
+            raise KeyboardInterrupt
+        # not through sys.stderr, which the main thread may be writing to just now
+        os.write(2, b"\ninterrupted: what is in flight is being given up (Ctrl-C again: at once)\n")

@@ -1,0 +1,234 @@
+"""What is stopped: everything that changes a data directory, as an operator or a library caller does it.
+
+A scenario is a function that runs in a child process on a copy of a prepared directory. It returns an exit status, and
+says what went wrong on stderr, as the command line does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from systemfiles import SystemFiles, cli
+from systemfiles.content.artifacts import Artifacts
+from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.content.store import Store
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.errors import NotProvisioned, StoreError, SystemFilesError
+from systemfiles.foundation.lockfile import PackagePin, editing_lock
+from systemfiles.foundation.paths import Paths
+from systemfiles.foundation.progress import silent
+from systemfiles.provision.pull import Puller
+from systemfiles.provision.rolling import Resolved, Rolling
+from systemfiles.provision.site import Site
+from systemfiles.sources.oci import Repository
+from systemfiles.sources.transport import Answered, Interrupted, Unreachable
+from tests.crash.world import ARCH, NEW, OLD, World, add_foreign_image, copy_data_dir, overwrite
+
+PUSHED = "pushed"
+INTERRUPTED = 128 + signal.SIGINT
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: in `world`, on the data directory `data`; `tag` is its own among all runs."""
+
+    world: World
+    data: Path
+    tag: str
+
+    def system(self, profile: str = "packaged") -> SystemFiles:
+        return SystemFiles(self.data, catalog=self.world.catalog, profile=profile, arch=ARCH)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What runs, on which prepared directory, and while apt knows which packages.
+
+    One that makes artifacts also `sweeps`: it removes what killed runs left.
+    """
+
+    name: str
+    base: str
+    body: Callable[[Run], int]
+    apt: str = OLD
+    sweeps: bool = False
+
+    def run(self, run: Run) -> int:
+        """Exit status. In a child of its own, as it changes the environment."""
+        os.environ["APT_CONFIG"] = str(run.world.apt(self.apt))
+        return self.body(run)
+
+
+def _command(*words: str) -> Callable[[Run], int]:
+    def body(run: Run) -> int:
+        place = ["--data-dir", str(run.data), "--catalog-file", str(run.world.catalog)]
+        return cli.main([*words, *place])
+
+    return body
+
+
+def _provision(profile: str, *words: str) -> Callable[[Run], int]:
+    return _command("provision", "--profile", profile, "--arch", ARCH, *words)
+
+
+def _calling(body: Callable[[Run], None]) -> Callable[[Run], int]:
+    """A library caller that tells of errors as the command line does."""
+
+    def called(run: Run) -> int:
+        try:
+            body(run)
+        except (SystemFilesError, Answered, Interrupted, Unreachable) as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            return INTERRUPTED
+        return 0
+
+    return called
+
+
+def _add(run: Run) -> int:
+    return _command("add", "kernel", str(run.world.kernel), "--version", "local-1", "--arch", ARCH)(run)
+
+
+def _recover(run: Run) -> int:
+    return _provision("pinned")(run) or _provision("packaged")(run)
+
+
+def _pull(run: Run) -> None:
+    target = puller(run).pull(run.world.image, Arch(ARCH))
+    Layout(Paths(run.data)).name("pulled", target)
+
+
+def puller(run: Run) -> Puller:
+    """What pulls into the run's directory."""
+    system, paths = run.system(), Paths(run.data)
+    store = Store(paths, Artifacts(paths), timeout=30)
+    return Puller(Site(paths, system.catalog, store, Rolling(paths, system.catalog), silent, 30))
+
+
+def _push(run: Run) -> None:
+    layout = Layout(Paths(run.data))
+    repository = Repository(run.world.host, f"{PUSHED}/{run.tag}")
+    target = layout.names()[f"kernel-pinned-1-{ARCH}"]
+    for part in [*layout.reachable(target)][1:]:
+        try:
+            with layout.blob(part.digest).open("rb") as content:
+                repository.push_blob(part.digest, part.size, content)
+        except OSError as error:
+            msg = f"{part.digest} cannot be read ({error.strerror})"
+            raise StoreError(msg) from error
+    repository.push_manifest(layout.read(target.digest), target.media_type, "1")
+
+
+def _name(run: Run) -> None:
+    layout = Layout(Paths(run.data))
+    targets = layout.names()
+    kernel, initrd = targets[f"kernel-pinned-1-{ARCH}"], targets[f"initrd-plain-{ARCH}"]
+    for name, target in (("one", kernel), ("two", initrd), ("one", initrd)):
+        layout.name(name, Descriptor(target.media_type, target.digest, target.size))
+
+
+def _reassert(run: Run) -> None:
+    run.system().provisioner(timeout=30).write_manifest()
+
+
+def _settle(run: Run) -> None:
+    rolling = Rolling(Paths(run.data), run.system().catalog, timeout=30)
+    for number in range(3):
+        pin = PackagePin(
+            package="linux-image-test",
+            version=f"7.{number}",
+            url=f"http://127.0.0.1/{number}.deb",
+            size=1 + number,
+            sha256=f"{number:064x}",
+        )
+        rolling.settle(Resolved({"packaged": (f"packaged-7.{number}", pin)}, {"busybox-static": pin}), Arch(ARCH))
+        with editing_lock(Paths(run.data), timeout=30) as lock:
+            lock.busybox.setdefault("busybox-of-others", {})[Arch(ARCH)] = pin
+
+
+def _resolve(run: Run) -> None:
+    """What an instance manager does meanwhile: asks for every version that is there, and for those that are not yet."""
+    for directory in sorted(run.data.glob("system/*/*/*")):
+        kind, version = directory.parts[-3:-1]
+        if kind not in ("kernel", "initrd") or version.startswith("."):
+            continue
+        find = run.system().kernel if kind == "kernel" else run.system().initrd
+        if (directory / "artifact.json").exists():
+            find(version)
+            continue
+        try:
+            find(version)
+        except NotProvisioned:
+            continue
+        msg = f"{kind} {version} was handed out without a record"
+        raise StoreError(msg)
+
+
+RESOLVE = Scenario("resolve", "", _calling(_resolve))
+
+
+def _scenarios() -> Iterator[Scenario]:
+    yield Scenario("provision-pinned", "nothing", _provision("pinned"), sweeps=True)
+    yield Scenario("provision-packaged", "foreign", _provision("packaged"), sweeps=True)
+    yield Scenario("update", "full", _provision("packaged", "--update"), apt=NEW, sweeps=True)
+    yield Scenario("relock", "without-lock", _provision("packaged"))
+    yield Scenario("recover", "without-artifacts", _recover, sweeps=True)
+    yield Scenario("add", "full", _add, sweeps=True)
+    yield Scenario("verify", "damaged", _command("verify"))
+    if "repair" in inspect.signature(SystemFiles.verify).parameters:
+        yield Scenario("repair", "damaged", _command("verify", "--repair"), sweeps=True)
+    yield Scenario("pull", "full", _calling(_pull))
+    yield Scenario("push", "full", _calling(_push))
+    yield Scenario("name", "full", _calling(_name))
+    yield Scenario("reassert", "rewritten", _calling(_reassert), sweeps=True)
+    yield Scenario("settle", "full", _calling(_settle))
+
+
+SCENARIOS = {scenario.name: scenario for scenario in _scenarios()}
+
+
+# --- what they start from ---
+
+
+def prepare(world: World, provision: Callable[[Scenario, Path], None]) -> None:
+    """Makes the prepared directories; `provision` runs a scenario on a disk."""
+    world.base("nothing").mkdir()
+    add_foreign_image(_disk(world, "foreign", None))
+    full = _disk(world, "full", None)
+    add_foreign_image(full)
+    for name in ("provision-pinned", "provision-packaged"):
+        provision(SCENARIOS[name], full.parent)
+    lock = _disk(world, "without-lock", "full") / "system" / "versions.lock"
+    lock.unlink()
+    lost = _disk(world, "without-artifacts", "full")
+    for kind in ("kernel", "initrd"):
+        shutil.rmtree(lost / "system" / kind)
+    overwrite(_disk(world, "damaged", "full") / "system" / "kernel" / "pinned-1" / ARCH / "vmlinux")
+    _forget_ours(_disk(world, "rewritten", "full") / "system" / "oci-cache" / "index.json")
+
+
+def _disk(world: World, name: str, source: str | None) -> Path:
+    """The data directory of a new base."""
+    if source:
+        copy_data_dir(world.base(source), world.base(name))
+    else:
+        (world.base(name) / "data").mkdir(parents=True)
+    return world.base(name) / "data"
+
+
+def _forget_ours(path: Path) -> None:
+    """What a tool does that keeps its own entries only."""
+    index = json.loads(path.read_text())
+    index["manifests"] = [entry for entry in index["manifests"] if "x-unknown" in entry or "platform" in entry]
+    path.write_text(json.dumps(index))
