@@ -205,7 +205,6 @@ class Graph:
         except OSError as error:
             return TaskFailed(str(unexpected(error)))
         except KeyboardInterrupt:
-            self._provisioner.sweep(own=True)
             return TaskFailed("interrupted; nothing half-done is left, run it again to go on")
         return {"note": str(note) if note else ""}
 

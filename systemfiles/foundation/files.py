@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import logging
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,20 +81,30 @@ def make_dirs(path: Path) -> None:
     make_dirs(path.parent)
     with storing(path):
         inherited = stat.S_IMODE(path.parent.stat().st_mode) & (stat.S_ISGID | stat.S_IWGRP)
+        staged = _unused(path.parent, STAGED)
         try:
-            staged = Path(tempfile.mkdtemp(prefix=_ours(STAGED), dir=path.parent))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        with _held(staged):
-            try:
+            _make_dir(staged, told_as=path)
+            with _held(staged):
                 staged.chmod(0o755 | inherited)
                 _rename_new(staged, path)  # nobody sees it with another mode
-            except BaseException as error:
-                with contextlib.suppress(OSError):
-                    staged.rmdir()
-                if not isinstance(error, OSError) or not path.is_dir():
-                    raise
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                staged.rmdir()
+            if not isinstance(error, OSError) or not path.is_dir():
+                raise
         fsync_path(path.parent)
+
+
+def _unused(directory: Path, prefix: str) -> Path:
+    """A name that nobody has. It is known before anything has it, so that Ctrl-C at any moment leaves nothing."""
+    return directory / f"{prefix}{os.urandom(8).hex()}"
+
+
+def _make_dir(path: Path, *, told_as: Path) -> None:
+    try:
+        path.mkdir(mode=0o700)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(told_as)) from error
 
 
 def _rename_new(source: Path, target: Path) -> None:
@@ -126,21 +136,13 @@ def _hold(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def _ours(prefix: str) -> str:
-    return f"{prefix}{os.getpid()}-"
-
-
-def remove_abandoned(directory: Path, prefix: str = "", *, own: bool = False) -> None:
-    """Removes what killed processes left in `directory` under names that begin with `prefix`.
-
-    `own`: what this process left, which was interrupted between making something and taking care of it.
-    """
+def remove_abandoned(directory: Path, prefix: str = "") -> None:
+    """Removes what killed processes left in `directory` under names that begin with `prefix`."""
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.startswith(prefix) and not entry.is_symlink():
                 with contextlib.suppress(OSError):  # another user's, or a live one's
-                    mine = own and entry.name.split("-")[-2:-1] == [str(os.getpid())]
-                    if mine or (not own and time.time() - entry.stat(follow_symlinks=False).st_mtime >= _GRACE):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime >= _GRACE:
                         _remove_unless_held(Path(entry.path))
 
 
@@ -157,6 +159,10 @@ def _remove_unless_held(path: Path) -> None:
         os.close(fd)
 
 
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 class NewFile:
     """A file in the making: hashes what is written, and disappears unless it is committed.
 
@@ -169,12 +175,16 @@ class NewFile:
 
     def __init__(self, scratch: Path) -> None:
         make_dirs(scratch)
-        with storing(scratch):
-            fd, name = tempfile.mkstemp(prefix=_ours("new-"), dir=scratch)
-        self.path = Path(name)
-        self._file = os.fdopen(fd, "wb", buffering=0)
+        self.path = _unused(scratch, "new-")
         self._hasher = Hasher()
-        _hold(fd)
+        try:
+            with storing(scratch):
+                self._file = io.FileIO(self.path, "xb", opener=_open_private)
+            _hold(self._file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            raise
 
     @property
     def size(self) -> int:
@@ -310,9 +320,10 @@ def scratch_dir(scratch: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _work_in(directory: Path, prefix: str) -> Iterator[Path]:
-    with storing(directory):
-        work = Path(tempfile.mkdtemp(prefix=_ours(prefix), dir=directory))
+    work = _unused(directory, prefix)
     try:
+        with storing(directory):
+            _make_dir(work, told_as=directory)
         with _held(work):
             yield work
     finally:

@@ -102,9 +102,9 @@ class Provisioner:
             write_file(self._paths.sha256sums, data, scratch=self._paths.tmp, mode=0o644)
         return data.count(b"\n")
 
-    def sweep(self, *, own: bool = False) -> None:
-        """Removes what killed processes left in the data directory; `own`: what this one left when interrupted."""
-        self._site.sweep(own=own)
+    def sweep(self) -> None:
+        """Removes what killed processes left in the data directory."""
+        self._site.sweep()
 
     def manifest_is_current(self) -> bool:
         """Whether `write_manifest` would change nothing."""

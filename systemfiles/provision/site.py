@@ -50,13 +50,13 @@ class Site:
         self.sweep()
         return locked(self.paths.lock(f"{kind}-{check_version(kind, version)}-{arch}"), timeout=self.timeout)
 
-    def sweep(self, *, own: bool = False) -> None:
-        """Removes what killed processes left in the data directory; `own`: what this one left when interrupted."""
+    def sweep(self) -> None:
+        """Removes what killed processes left in the data directory."""
         data_dir, system = self.paths.data_dir, self.paths.system
-        remove_abandoned(self.paths.tmp, own=own)
+        remove_abandoned(self.paths.tmp)
         with contextlib.suppress(OSError):  # what cannot be listed cannot be swept
             for directory in (data_dir.parent, data_dir, system, *system.glob("*"), *system.glob("*/*")):
-                remove_abandoned(directory, STAGED, own=own)
+                remove_abandoned(directory, STAGED)
 
 
 def new_record(

@@ -420,6 +420,7 @@ def test_a_command_under_the_lock_gets_its_words_and_gives_its_status(tmp_path: 
 def test_while_a_command_runs_under_the_lock_nobody_else_writes_to_the_content_store(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "systemfiles.cli", "lock", "--data-dir", str(tmp_path), "--", "cat"]
     layout = Layout(Paths(tmp_path), timeout=0.3)
+    target = layout.add_bytes(b"mine", "text/plain")
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin
         assert other.stdout
@@ -427,9 +428,9 @@ def test_while_a_command_runs_under_the_lock_nobody_else_writes_to_the_content_s
         other.stdin.flush()
         assert other.stdout.readline() == b"it runs\n"
         with pytest.raises(LockTimeout, match=r"held by +process .*lock --data-dir .* -- cat"):
-            layout.create()
+            layout.name("mine", target)
         other.stdin.close()
-    layout.create()
+    layout.name("mine", target)
 
 
 def test_a_command_that_does_not_exist_is_told_and_the_lock_is_free(tmp_path: Path) -> None:

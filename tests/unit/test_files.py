@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import multiprocessing
 import os
 import shutil
@@ -384,25 +386,31 @@ def test_only_names_that_were_asked_for_are_removed_and_links_are_not_followed(t
     assert left_in(tmp_path) == [f"{STAGED}link", "theirs"]
 
 
-def test_what_this_process_left_itself_is_removed_at_once_and_nobody_elses(scratch: Path) -> None:
-    work_and_die(scratch)
-    others = left_in(scratch)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "mkstemp", interrupted_after(tempfile.mkstemp))
-        with pytest.raises(KeyboardInterrupt):
-            NewFile(scratch)
-    assert len(left_in(scratch)) == len(others) + 1
-    with NewFile(scratch) as new:
-        remove_abandoned(scratch, own=True)
-        assert left_in(scratch) == sorted([*others, new.path.name])
+@pytest.mark.parametrize("call", ["open", "mkdir", "chmod", "fsync", "replace"])
+def test_ctrl_c_after_any_call_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    write_file(tmp_path / "final", b"old", scratch=tmp_path / "tmp")
+    for work in (
+        lambda: write_file(tmp_path / "final", b"new", scratch=tmp_path / "tmp"),
+        lambda: scratch_dir(tmp_path / "tmp").__enter__(),
+        lambda: make_dirs(tmp_path / "made"),
+    ):
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, call, interrupted_once_after(getattr(os, call)))
+            work()
+        gc.collect()  # a generator that was not ended
+    assert left_in(tmp_path / "tmp") == []
+    assert {*left_in(tmp_path)} <= {"final", "tmp", "made"}
 
 
-def interrupted_after(function: Callable[..., object]) -> Callable[..., object]:
-    """Ctrl-C between what `function` did and whoever called it."""
+def interrupted_once_after(function: Callable[..., object]) -> Callable[..., object]:
+    """Ctrl-C as soon as `function` did what it does for the first time."""
+    interruptions = [KeyboardInterrupt()]
 
     def called(*arguments: object, **options: object) -> object:
-        function(*arguments, **options)
-        raise KeyboardInterrupt
+        result = function(*arguments, **options)
+        if interruptions:
+            raise interruptions.pop()
+        return result
 
     return called
 
