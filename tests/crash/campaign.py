@@ -33,9 +33,6 @@ from tests.crash.inject import ACTIONS, Injection, Outcome, run, run_freely
 from tests.crash.scenarios import INTERRUPTED, PUSHED, RESOLVE, SCENARIOS, Run, Scenario, prepare
 from tests.crash.world import World, copy_data_dir
 
-STALE_FILES_ARE_SWEPT = True
-"""Whether a run removes what a killed one left under temporary names."""
-
 KILLS = ("kill", "kill-program")
 FAULTS = tuple(action for action in ACTIONS if action not in KILLS)
 _SEED = 4
@@ -228,7 +225,7 @@ def _at_last(outcome: Outcome, scenario: Scenario, measured: Measure, state: Sta
     for problem in (*_new(measured.before, state), *checker.losses(measured.before, state)):
         yield f"afterwards, {problem}"
     yield from _same_answers(measured, state)
-    if STALE_FILES_ARE_SWEPT and scenario.sweeps and state.left:
+    if scenario.sweeps and state.left:
         yield f"afterwards, {', '.join(state.left)} is left"
 
 
