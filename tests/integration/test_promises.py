@@ -19,6 +19,7 @@ import pytest
 
 from systemfiles import BootFiles, IncompatiblePair, NoSpace, SystemFiles, VersionConflict
 from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.foundation import files
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.paths import Paths
 from tests.conftest import ARCHES, CHECKOUT, Provisioned, doit
@@ -777,16 +778,15 @@ def test_a_device_without_space_is_told(
 def assert_full(provisioned: Provisioned, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every new file that this process opens is on /dev/full for a while."""
     data_dir = with_lock_only(provisioned, directory / "data")
-    make = tempfile.mkstemp
+    make = files._open_private
 
-    def full(*arguments: Any, **options: Any) -> tuple[int, str]:
-        descriptor, name = make(*arguments, **options)
-        os.close(descriptor)
-        return os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC), name
+    def full(path: str, flags: int) -> int:
+        os.close(make(path, flags))
+        return os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC)
 
     kernel = provisioned.boot_files("x86_64").kernel
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "mkstemp", full)
+        patch.setattr(files, "_open_private", full)
         with pytest.raises(NoSpace):
             system(data_dir).add_kernel(kernel.path, "my-1")
     assert tree(data_dir / "system") == {"versions.lock"}
