@@ -213,15 +213,14 @@ def _add(options: argparse.Namespace) -> int:
 
 def _lock(options: argparse.Namespace) -> int:
     from systemfiles.content.layout import Layout
-    from systemfiles.foundation.lock import locked
+    from systemfiles.foundation.lock import run_locked
 
     system = _system(options)
     Layout(system.paths).create()  # some tools make none where nothing is yet
-    with locked(system.paths.lock(CONTENT_STORE), inherited=True):
-        try:
-            os.execvp(options.command[0], options.command)
-        except OSError as error:
-            raise ToolMissing(options.command[0], hint=f"it cannot be run: {error.strerror}") from error
+    try:
+        return run_locked(system.paths.lock(CONTENT_STORE), options.command)
+    except OSError as error:
+        raise ToolMissing(options.command[0], hint=f"it cannot be run: {error.strerror}") from error
 
 
 def _say(text: str) -> None:

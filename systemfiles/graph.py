@@ -20,7 +20,7 @@ from doit.exceptions import InvalidCommand, TaskFailed
 from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import NotProvisioned, SourceError, SystemFilesError, unexpected
-from systemfiles.foundation.interruption import STATUS, Interruption
+from systemfiles.foundation.interruption import Interruption
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.progress import ProgressBars
 from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packages
@@ -30,7 +30,7 @@ from systemfiles.reporter import Reporter
 from systemfiles.selection import Target, check_variables, select, unique
 from systemfiles.system import SystemFiles
 
-_REPAIR = "what a profile uses is made again by doit; one version by doit kernel=VERSION or initrd=VERSION arch=ARCH"
+_REPAIR = "`systemfiles verify --repair` makes it again; doit does so for what its profile uses"
 FULL = "SYSTEMFILES_TEST_FULL"
 """Set in the environment of tests that are to run their campaigns whole."""
 _PIPELINE = ("resolve", "kernel", "busybox", "initrd", "manifest")
@@ -62,7 +62,7 @@ def run(tasks: Iterable[str], variables: Mapping[str, str], *, catalog: Path | N
     graph = Graph(variables, catalog=catalog)
     graph.interruption.expect()
     status: int = DoitMain(ModuleTaskLoader(graph.tasks())).run(["run", *tasks, *_PIPELINE])
-    return STATUS if graph.interruption.happened else status
+    return graph.interruption.status or status
 
 
 class Graph:

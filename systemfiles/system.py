@@ -174,7 +174,11 @@ class SystemFiles:
             return found
         from systemfiles.provision.repair import repair as make_again
 
-        failures = [*make_again(provisioner, self.catalog)]
+        failures: list[SystemFilesError] = []
+        try:
+            failures += make_again(provisioner, self.catalog)
+        except SystemFilesError as error:  # such as a versions.lock that cannot be read
+            failures.append(error)
         left = self._verify()
         still = {str(problem) for problem in left.problems}
         repaired = tuple(problem for problem in found.problems if str(problem) not in still)
@@ -196,7 +200,35 @@ class SystemFiles:
                 except SystemFilesError as error:
                     problems.append(error)
         problems += Store(self.paths, self._artifacts).verify()
+        problems += self._unreadable_lists()
         return Verification(count, tuple(problems))
+
+    def _unreadable_lists(self) -> Iterator[SystemFilesError]:
+        """What is wrong with versions.lock and SHA256SUMS; the latter need not know what `ensure` just made."""
+        from systemfiles.foundation.lockfile import read_lock
+
+        try:
+            read_lock(self.paths.versions_lock)
+        except SystemFilesError as error:
+            yield error
+        known = {
+            f"{facts.sha256}  {artifact.kind}/{artifact.version}/{artifact.arch}/{name}"
+            for artifact in self.artifacts()
+            for name, facts in artifact.files.items()
+        }
+        try:
+            lines = self.paths.sha256sums.read_text(errors="replace").splitlines()
+        except OSError:
+            return  # it is written by the next run
+        for line in lines:
+            if line not in known:
+                yield IntegrityError(
+                    self.paths.sha256sums,
+                    expected="a line for each file of each artifact",
+                    got=repr(line[:100]),
+                    consequence="sha256sum -c would refuse it",
+                )
+                return
 
     @property
     def catalog(self) -> Catalog:

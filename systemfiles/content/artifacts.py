@@ -17,7 +17,6 @@ must.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import (
+    PASSING,
     DigestMismatch,
     IntegrityError,
     InvalidDigest,
@@ -44,7 +44,6 @@ STAMPS = "stamp.json"
 MODULES = "modules.tar"
 _REFUSED = "it was not handed out"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # no fault of the file
 ARCHES = frozenset(arch.value for arch in Arch)
 
 Stamp = tuple[int, int, int, str]
@@ -135,9 +134,7 @@ class Artifacts:
         except (FileNotFoundError, NotADirectoryError):
             raise NotProvisioned(kind, version, arch.value, looked_in=directory) from None
         except OSError as error:
-            if error.errno in _PASSING:
-                msg = f"{path} cannot be read ({error.strerror})"
-                raise StoreError(msg) from error
+            _require_fault_of_file(error, path)
             raise IntegrityError(path, expected="a file", got=error.strerror, consequence=_REFUSED) from error
         record = parse_record(raw, path)
         if (named := (record["kind"], record["version"], record["arch"])) != (kind, version, arch.value):
@@ -163,9 +160,9 @@ class Artifacts:
             if not _try_writing_stamps(artifact.directory, stamps, self._paths.tmp):
                 self._seen[artifact.directory / name] = stamp
 
-    def verify(self, artifact: Artifact) -> Iterator[IntegrityError | NotProvisioned]:
-        """Hashes every file of it, whatever its stamp says; yields what is wrong and forgets the stamps then."""
-        for name in artifact.files:
+    def verify(self, artifact: Artifact, *names: str) -> Iterator[IntegrityError | NotProvisioned]:
+        """Hashes these files of it (default: all), whatever their stamps say; yields what is wrong and forgets them."""
+        for name in names or artifact.files:
             try:
                 self._stamp(artifact, name)
                 self._hash(artifact, name)
@@ -178,8 +175,11 @@ class Artifacts:
         """Drops the stamps, so that the next use hashes the files again. Raises StoreError when it may not."""
         for name in artifact.files:
             self._seen.pop(artifact.directory / name, None)
+        from systemfiles.foundation.files import fsync_path
+
         try:
             (artifact.directory / STAMPS).unlink(missing_ok=True)
+            fsync_path(artifact.directory)
         except OSError as error:
             msg = f"{artifact.directory / STAMPS} cannot be removed ({error.strerror})"
             raise StoreError(msg) from error
@@ -238,6 +238,7 @@ class Artifacts:
         try:
             got = hash_file(path)[0]
         except OSError as error:
+            _require_fault_of_file(error, path)
             raise IntegrityError(path, expected=expected, got=error.strerror, consequence=_REFUSED) from error
         if got != expected:
             raise DigestMismatch(path, expected=expected, got=got, consequence=_REFUSED)
@@ -259,6 +260,13 @@ def _listed(root: Path, pattern: str) -> list[Path]:
         return sorted(root.glob(pattern))
     except OSError as error:
         msg = f"{error.filename or root} cannot be listed ({error.strerror})"
+        raise StoreError(msg) from error
+
+
+def _require_fault_of_file(error: OSError, path: Path) -> None:
+    """Raises StoreError where this process is short of something: that says nothing of the file."""
+    if error.errno in PASSING:
+        msg = f"{path} cannot be read ({error.strerror})"
         raise StoreError(msg) from error
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +25,16 @@ from typing import Any
 
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest, hash_file
-from systemfiles.foundation.errors import DigestMismatch, IntegrityError, InvalidDigest, NotFound, StoreError
-from systemfiles.foundation.files import NewFile, fsync_path, make_dirs, publish, storing, write_file
+from systemfiles.foundation.errors import (
+    PASSING,
+    DigestMismatch,
+    IntegrityError,
+    InvalidDigest,
+    LockTimeout,
+    NotFound,
+    StoreError,
+)
+from systemfiles.foundation.files import NewFile, fsync_path, make_dirs, publish, scratch_dir, storing, write_file
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import CONTENT_STORE, Paths
 
@@ -126,7 +136,9 @@ class Layout:
         digest, size = new.digest(), new.size
         final = self.blob(digest)
         make_dirs(final.parent)
-        if not self.intact(digest, size):
+        if self.intact(digest, size):
+            _make_durable(final)  # whoever wrote it
+        else:
             new.commit(final)
         return Descriptor(media_type, digest, size, annotations or {})
 
@@ -142,7 +154,9 @@ class Layout:
             digest, size = hash_file(path)
         final = self.blob(digest)
         make_dirs(final.parent)
-        if not self.intact(digest, size):
+        if self.intact(digest, size):
+            _make_durable(final)
+        else:
             publish(path, final)
         return Descriptor(media_type, digest, size, annotations or {})
 
@@ -153,7 +167,10 @@ class Layout:
             if size is not None and path.stat().st_size != size:
                 return False
             return hash_file(path)[0] == digest
-        except OSError:
+        except OSError as error:
+            if error.errno in PASSING:
+                msg = f"{self.blob(digest)} cannot be read ({error.strerror})"
+                raise StoreError(msg) from error
             return False
 
     def read(self, digest: Digest, *, limit: int = LARGEST_JSON) -> bytes:
@@ -183,7 +200,8 @@ class Layout:
         make_dirs(self.root / "blobs" / "sha256")
         marker = self.root / "oci-layout"
         if not marker.exists():
-            write_file(marker, canonical({"imageLayoutVersion": "1.0.0"}), scratch=self._scratch, mode=0o644)
+            data = canonical({"imageLayoutVersion": "1.0.0"})
+            write_file(marker, data, scratch=self._scratch, mode=self._shared_mode())
         if not self._index.exists():
             with locked(self._lock, timeout=self._timeout):
                 if not self._index.exists():
@@ -192,7 +210,7 @@ class Layout:
     def names(self) -> dict[str, Descriptor]:
         """Every name in index.json and what it points to. Raises StoreError when the index is unreadable."""
         named: dict[str, Descriptor] = {}
-        for entry in self._read_index()["manifests"]:
+        for entry in self._read_quietly()["manifests"]:
             name = _name_of(entry)
             with contextlib.suppress(StoreError):  # what others write there need not be understood
                 if name is not None and (name not in named or MANAGED not in named[name].annotations):
@@ -260,10 +278,26 @@ class Layout:
                     yield DigestMismatch(path, expected=part.digest, got=got, consequence=consequence)
 
     def discard(self, digest: Digest) -> None:
-        """Removes a blob that turned out to be damaged."""
-        with storing(self.root):
-            self.blob(digest).unlink(missing_ok=True)
-            fsync_path(self.blob(digest).parent)
+        """Removes a blob that turned out to be damaged, unless somebody has replaced it by a good one meanwhile."""
+        path = self.blob(digest)
+        with scratch_dir(self._scratch) as work, storing(self.root), contextlib.suppress(FileNotFoundError):
+            aside = work / digest.hex
+            path.rename(aside)
+            if hash_file(aside)[0] == digest:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, path)
+            fsync_path(path.parent)
+
+    def _read_quietly(self) -> dict[str, Any]:
+        """index.json, without the lock. Other tools write it in place, so what looks broken is read again with it."""
+        try:
+            return self._read_index()
+        except StoreError as broken:
+            try:
+                with locked(self._lock, timeout=self._timeout):
+                    return self._read_index()
+            except LockTimeout:
+                raise broken from None
 
     def _read_index(self) -> dict[str, Any]:
         try:
@@ -281,13 +315,23 @@ class Layout:
             raise StoreError(msg, hint=_MEND)
         return index
 
+    def _shared_mode(self) -> int:
+        """Of what other tools rewrite in place: where a group may write to the directory, it may write to that."""
+        return 0o644 | stat.S_IMODE(self.root.stat().st_mode) & stat.S_IWGRP
+
     def _write_index(self, index: dict[str, Any]) -> None:
         try:
             data = json.dumps(index, indent=1).encode()
         except RecursionError as error:
             msg = f"{self._index} holds an entry that is nested too deeply to be written again"
             raise StoreError(msg, hint=_MEND) from error
-        write_file(self._index, data, scratch=self._scratch, mode=0o644)
+        write_file(self._index, data, scratch=self._scratch, mode=self._shared_mode())
+
+
+def _make_durable(path: Path) -> None:
+    with storing(path):
+        fsync_path(path)
+        fsync_path(path.parent)
 
 
 def _name_of(entry: Mapping[str, Any]) -> str | None:

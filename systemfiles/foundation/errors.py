@@ -11,6 +11,7 @@ them, ready to print::
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 
 Details = Iterable[tuple[str, object]]
@@ -255,6 +256,10 @@ class SourceRefused(SourceError):
 
 class StoreError(SystemFilesError):
     """The content store or the data directory is damaged, unwritable, or not what it claims to be."""
+
+
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What this process is short of; it says nothing of the file it was about to read."""
 
 
 def unexpected(error: OSError) -> StoreError:

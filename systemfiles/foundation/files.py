@@ -15,10 +15,11 @@ import fcntl
 import io
 import logging
 import os
+import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +29,8 @@ from systemfiles.foundation.errors import DigestMismatch, NoSpace, SizeMismatch,
 log = logging.getLogger(__name__)
 
 READ_ONLY = 0o444
-STAGED = ".systemfiles-new-"
+NEW, WORK, STAGED = "new-", "work-", ".systemfiles-new-"
+_UNUSED = re.compile(r"[0-9a-f]{16}")
 _COPIED = ".systemfiles-copy-"
 _GRACE = 60.0  # seconds between making something temporary and holding it, at the very most
 _FICLONE = 0x40049409  # linux/fs.h
@@ -136,17 +138,26 @@ def _hold(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-def remove_abandoned(directory: Path, prefix: str = "") -> None:
-    """Removes what killed processes left in `directory` under names that begin with `prefix`."""
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith(prefix) and not entry.is_symlink():
-                with contextlib.suppress(OSError):  # another user's, or a live one's
-                    if time.time() - entry.stat(follow_symlinks=False).st_mtime >= _GRACE:
-                        _remove_unless_held(Path(entry.path))
+def remove_abandoned(directory: Path, *prefixes: str) -> None:
+    """Removes what killed processes left in `directory` under the names that are made here with these prefixes.
+
+    What else is there is not ours, whatever directory somebody told us to work in.
+    """
+    if directory.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        for path in [path for path in directory.iterdir() if _is_made_here(path.name, prefixes)]:
+            with contextlib.suppress(OSError):  # another user's, or a live one's
+                _remove_if_abandoned(path)
 
 
-def _remove_unless_held(path: Path) -> None:
+def _is_made_here(name: str, prefixes: Iterable[str]) -> bool:
+    return any(name.startswith(prefix) and _UNUSED.fullmatch(name.removeprefix(prefix)) for prefix in prefixes)
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    if time.time() - path.lstat().st_mtime < _GRACE:
+        return
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +171,10 @@ def _remove_unless_held(path: Path) -> None:
 
 
 def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    fd = os.open(path, flags, 0o600)
+    if Path(path).parent.stat().st_mode & stat.S_IWGRP:
+        os.fchmod(fd, 0o640)  # so that the others of the group can tell whether somebody holds it
+    return fd
 
 
 class NewFile:
@@ -175,11 +189,11 @@ class NewFile:
 
     def __init__(self, scratch: Path) -> None:
         make_dirs(scratch)
-        self.path = _unused(scratch, "new-")
+        self.path = _unused(scratch, NEW)
         self._hasher = Hasher()
         try:
             with storing(scratch):
-                self._file = io.FileIO(self.path, "xb", opener=_open_private)
+                self._file = io.FileIO(self.path, "x+", opener=_open_private)
             _hold(self._file.fileno())
         except BaseException:
             with contextlib.suppress(OSError):
@@ -282,8 +296,6 @@ def _size(path: Path) -> int | None:
 
 def copy(source: Path, destination: Path) -> None:
     """Makes `destination` a new, independent file with the bytes of `source`: a reflink where possible."""
-    import fcntl
-
     with source.open("rb") as src, destination.open("xb") as dst:
         try:
             fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
@@ -312,7 +324,7 @@ def copy_whole(source: Path, final: Path, *, sha256: str) -> None:
 def scratch_dir(scratch: Path) -> Iterator[Path]:
     """A new directory in tmp/, removed with all it holds. Others may traverse it: apt drops its privileges."""
     make_dirs(scratch)
-    with _work_in(scratch, "work-") as work:
+    with _work_in(scratch, WORK) as work:
         with storing(work):
             work.chmod(0o755 | stat.S_IMODE(work.stat().st_mode) & stat.S_ISGID)
         yield work

@@ -1,4 +1,4 @@
-"""Ctrl-C (SIGINT) while several threads work: all of them stop at their next step and clean up behind themselves.
+"""Ctrl-C (SIGINT), SIGTERM or SIGHUP while several threads work: all stop at their next step and clean up.
 
 Python raises KeyboardInterrupt in the main thread alone. When that only waits for others, they would be cut off
 wherever they are as soon as it ends. Here they learn of it where they report progress, and the main thread goes on
@@ -16,24 +16,27 @@ from types import FrameType
 
 from systemfiles.foundation.progress import Progress
 
-STATUS = 128 + signal.SIGINT
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interruption:
     """Whether this process was interrupted, and who has to know."""
 
     def __init__(self) -> None:
-        self._happened = threading.Event()
+        self.status: int | None = None
+        """What the process should end with: 128 and the signal, as of a shell."""
         self._main_works = False
 
     @property
     def happened(self) -> bool:
-        return self._happened.is_set()
+        return self.status is not None
 
     def expect(self) -> None:
-        """Takes SIGINT over from here on. Does nothing outside the main thread."""
+        """Takes these signals over from here on, but for those that are ignored. Only the main thread can."""
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._handle)
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
@@ -65,8 +68,8 @@ class Interruption:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.happened:
-            os._exit(STATUS)
-        self._happened.set()
+            os._exit(128 + signum)
+        self.status = 128 + signum
         if self._main_works:
             raise KeyboardInterrupt
         # not through sys.stderr, which the main thread may be writing to just now

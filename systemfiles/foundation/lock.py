@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from systemfiles.foundation.errors import LockTimeout, StoreError
@@ -28,47 +28,87 @@ _FIRST_WAIT = 0.005
 _LONGEST_WAIT = 0.25
 _SILENT_WAIT = 5.0  # seconds after which whoever watches is told what we wait for
 _HELD = (errno.EAGAIN, errno.EACCES)  # flock(2); the latter from NFS
+_HELD_BY_PARENT = "SYSTEMFILES_HELD_LOCK"
 _LOCAL = "keep the data directory on a file system with locks, such as a local one"
 
 
 @contextlib.contextmanager
-def locked(
-    path: Path,
-    *,
-    timeout: float | None = None,
-    inherited: bool = False,
-    waiting: Callable[[], None] = lambda: None,
-) -> Iterator[None]:
+def locked(path: Path, *, timeout: float | None = None, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Holds the exclusive lock at `path`; waits for it at most `timeout` seconds (None: for ever).
 
     `waiting` is called now and then meanwhile, and may raise to give up. Not reentrant: a thread that asks twice waits
-    for itself. With `inherited`, a program that this process becomes (execve(2)) holds it on.
-    Raises LockTimeout, StoreError.
+    for itself. Raises LockTimeout, StoreError.
     """
-    make_dirs(path.parent)
-    with storing(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with _held(path, timeout, waiting):
+        yield
+
+
+def run_locked(path: Path, command: Sequence[str]) -> int:
+    """Runs a program while it, too, has the lock, and returns its exit status (128 and the signal that ended it).
+
+    The lock is free as soon as the program has ended, whatever it leaves running; and it is not free before, should
+    this process be killed. Raises OSError when the program cannot be run, StoreError.
+    """
+    import signal
+    import subprocess
+
+    with _held(path, None, lambda: None) as fd:
+        environ = {**os.environ, _HELD_BY_PARENT: str(path)}
+        with subprocess.Popen(command, pass_fds=[fd], env=environ) as program:
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, lambda received, _: program.send_signal(received))
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the program as well
+            status = program.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def _held(path: Path, timeout: float | None, waiting: Callable[[], None]) -> Iterator[int]:
+    if os.environ.get(_HELD_BY_PARENT) == str(path):
+        msg = f"this runs under `systemfiles lock` and would wait for itself: {path}"
+        raise StoreError(msg, hint="run it beside the locked command, not inside")
+    fd = _open_and_acquire(path, timeout, waiting)
     owner = os.getpid()
     try:
-        _share(fd, path.parent)
-        _acquire(fd, path, timeout, waiting)
-        try:
-            _sign(fd)
-            os.set_inheritable(fd, inherited)
-            yield
-        finally:
-            # closing alone would not do when a child that was forked meanwhile has the file open too, nor may such a
-            # child, when it leaves this block, free what is its parent's
-            if os.getpid() == owner:
-                with contextlib.suppress(OSError):  # closing frees it then
-                    fcntl.flock(fd, fcntl.LOCK_UN)
+        _sign(fd)
+        yield fd
     finally:
+        # closing alone would not do when a child that was forked meanwhile has the file open too, nor may such a
+        # child, when it leaves this block, free what is its parent's
+        if os.getpid() == owner:
+            with contextlib.suppress(OSError):  # closing frees it then
+                os.ftruncate(fd, 0)
+                fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
+def _open_and_acquire(path: Path, timeout: float | None, waiting: Callable[[], None]) -> int:
+    """The open file of the lock, which is ours; opened again when somebody removed the file while we waited."""
+    while True:
+        make_dirs(path.parent)
+        with storing(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _share(fd, path.parent)
+            _acquire(fd, path, timeout, waiting)
+            if _is_at(fd, path):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
+
+
 def _share(fd: int, directory: Path) -> None:
-    """Lets a group that may write to the directory take the lock too, whatever the umask."""
-    mode = 0o644 | stat.S_IMODE(directory.stat().st_mode) & stat.S_IWGRP
+    """Lets a group that may write to the directory take the lock too, whatever the umask; and nobody else."""
+    mode = 0o660 if directory.stat().st_mode & stat.S_IWGRP else 0o600
     if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
         with contextlib.suppress(PermissionError):  # another user's file, who did it already
             os.fchmod(fd, mode)
@@ -101,7 +141,8 @@ def _try(fd: int, path: Path) -> bool:
 
 def _sign(fd: int) -> None:
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200] if sys.argv else "python"
+    # no more than this: there may be passwords among what follows
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])[:200] if sys.argv else "python"
     with contextlib.suppress(OSError):  # a full disk keeps nobody from locking
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps({"pid": os.getpid(), "command": command, "since": since}).encode(), 0)
@@ -111,5 +152,5 @@ def _holder(path: Path) -> str:
     try:
         facts = json.loads(path.read_text())
         return f"process {facts['pid']} ({facts['command']}) since {facts['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from systemfiles.content.artifacts import MODULES, Artifact, boot_file, fits
@@ -198,7 +199,7 @@ class Initrds:
             with storing(self._site.paths.oci_cache):
                 layers = [stack.enter_context(path.open("rb")) for path in paths]
             out = stack.enter_context(store.layout.new_file())
-            modules = plan.kernel.directory / MODULES if pin.kernel else None
+            modules = self._modules_of(plan.kernel) if pin.kernel else None
             build = build_initrd(layers, out, init=pin.init, modules=modules, load=pin.load, carry=pin.carry)
             files = {boot_file(INITRD, arch): store.layout.add(out, BLOB)}
         concrete = f"{pin.init}-{build.content_sha256[:12]}" if plan.named_by_content else name
@@ -212,6 +213,12 @@ class Initrds:
         note = f"{human_size(files[artifact.file].size)}, {build.entries} entries, {len(build.modules)} modules"
         why = changes(_readable(known), _readable(pin)) if known else {}
         return Made(artifact, note + "".join(f"\n   {key}: {old} → {new}" for key, (old, new) in why.items()))
+
+    def _modules_of(self, kernel: Artifact) -> Path:
+        """The kernel's modules, read once to be sure of every byte: an initrd is for ever. Raises DigestMismatch."""
+        for problem in self._site.store.artifacts.verify(kernel, MODULES):
+            raise problem
+        return kernel.directory / MODULES
 
     def _lock_again(self, name: str, plan: InitrdPlan, kept: Artifact, arch: Arch) -> str:
         """Writes a rolling initrd that is on disk into a versions.lock that does not know it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from systemfiles.content.artifacts import Artifacts
 from systemfiles.content.store import Store
@@ -77,7 +77,11 @@ class Provisioner:
 
     def update(self, kernel: str, initrd: str | None, arch: Arch) -> tuple[Move, ...]:
         """Moves the rolling names among these to what apt has now, once all of that is provisioned."""
-        wanted = [initrd] if initrd else []
+        # from asking to settling, so that an older answer never follows a newer one
+        with self.rolling.asking():
+            return self._update(kernel, [initrd] if initrd else [], arch)
+
+    def _update(self, kernel: str, wanted: Sequence[str], arch: Arch) -> tuple[Move, ...]:
         resolved = self.rolling.newest([kernel], wanted, arch)
         version = resolved.kernels[kernel][0] if kernel in resolved.kernels else kernel
         provided = self.kernels.provide(version, arch).artifact
@@ -101,6 +105,12 @@ class Provisioner:
             data = self._manifest()
             write_file(self._paths.sha256sums, data, scratch=self._paths.tmp, mode=0o644)
         return data.count(b"\n")
+
+    def recover(self, kind: str, version: str, arch: Arch) -> bool:
+        """Whether this version is whole, perhaps because it was written again from the content store just now."""
+        with self._site.locked(kind, version, arch):
+            kept = self.store.kept(kind, version, arch, None) or self.store.recover(kind, version, arch, None)
+            return kept is not None
 
     def sweep(self) -> None:
         """Removes what killed processes left in the data directory."""

@@ -1,4 +1,4 @@
-"""Making whole what was found damaged: from the other name of the same bytes, from the content store, or the origin."""
+"""Making whole what was found damaged: from the content store, whatever any catalog says now, or from its origin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def repair(provisioner: Provisioner, catalog: Catalog) -> Iterator[SystemFilesEr
     """
     for version, arch in provisioner.store.recorded(KERNEL):
         try:
-            provisioner.kernels.provide(version, arch)
+            if not provisioner.recover(KERNEL, version, arch):
+                provisioner.kernels.provide(version, arch)
         except SystemFilesError as error:
             yield error
     for source, arch in _base_images(provisioner, catalog):
@@ -31,8 +32,8 @@ def repair(provisioner: Provisioner, catalog: Catalog) -> Iterator[SystemFilesEr
             yield error
     for version, arch in provisioner.store.recorded(INITRD):
         try:
-            kernel = _kernel_for(provisioner, version, arch)
-            provisioner.initrds.provide(version, kernel, arch)
+            if not provisioner.recover(INITRD, version, arch):
+                provisioner.initrds.provide(version, _kernel_for(provisioner, version, arch), arch)
         except SystemFilesError as error:
             yield error
     provisioner.write_manifest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from systemfiles.foundation.arch import Arch
@@ -83,13 +84,17 @@ class Rolling:
         """
         if not any(self.missing(kernels, initrds, arch)):
             return ()
-        with locked(self._paths.lock("rolling"), timeout=self._timeout):
+        with self.asking():
             # whoever waited here finds what the other one has settled
             names, packages = self.missing(kernels, initrds, arch)
             if not names and not packages:
                 return ()
             resolved, _ = self._ask(names, packages, arch)
             return self.settle(resolved, arch)
+
+    def asking(self) -> AbstractContextManager[None]:
+        """The lock under which apt is asked and names are moved to what it said. Raises LockTimeout."""
+        return locked(self._paths.lock("rolling"), timeout=self._timeout)
 
     def newest(self, kernels: Iterable[str], initrds: Iterable[str], arch: Arch) -> Resolved:
         """What apt says these are now. versions.lock learns the concrete versions, but no name moves yet.

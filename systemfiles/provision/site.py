@@ -13,7 +13,7 @@ from systemfiles.content.layout import Descriptor
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
-from systemfiles.foundation.files import STAGED, remove_abandoned
+from systemfiles.foundation.files import NEW, STAGED, WORK, remove_abandoned
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import Paths, check_version
 from systemfiles.foundation.progress import Progress
@@ -53,7 +53,7 @@ class Site:
     def sweep(self) -> None:
         """Removes what killed processes left in the data directory."""
         data_dir, system = self.paths.data_dir, self.paths.system
-        remove_abandoned(self.paths.tmp)
+        remove_abandoned(self.paths.tmp, NEW, WORK)
         with contextlib.suppress(OSError):  # what cannot be listed cannot be swept
             for directory in (data_dir.parent, data_dir, system, *system.glob("*"), *system.glob("*/*")):
                 remove_abandoned(directory, STAGED)

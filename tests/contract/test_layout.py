@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from systemfiles.content.layout import (
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, NotFound, StoreError
+from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import Paths
 
 BLOB = "application/octet-stream"
@@ -177,9 +179,44 @@ def test_a_damaged_blob_is_replaced_by_a_new_inode(
 
 def test_a_discarded_blob_is_gone_and_may_be_discarded_again(layout: Layout) -> None:
     layout.add_bytes(DATA, BLOB)
+    damage(layout, DIGEST)
     layout.discard(DIGEST)
     layout.discard(DIGEST)
     assert not layout.blob(DIGEST).exists()
+
+
+def test_a_blob_that_somebody_repaired_meanwhile_is_not_discarded(layout: Layout, paths: Paths) -> None:
+    layout.add_bytes(DATA, BLOB)
+    inode = layout.blob(DIGEST).stat().st_ino
+    layout.discard(DIGEST)
+    assert layout.blob(DIGEST).read_bytes() == DATA
+    assert layout.blob(DIGEST).stat().st_ino == inode
+    assert not any(paths.tmp.iterdir())
+
+
+def test_what_others_are_just_writing_is_read_when_they_have_finished(layout: Layout, paths: Paths) -> None:
+    """As skopeo does it: in place, under the lock that `systemfiles lock` takes for it."""
+    target, _, _ = add_image(layout, "it")
+    index = paths.oci_cache / "index.json"
+    whole, told = index.read_bytes(), list[dict[str, Descriptor]]()
+    with locked(paths.lock("oci-cache")):
+        index.write_bytes(whole[:20])
+        reader = threading.Thread(target=lambda: told.append(layout.names()))
+        reader.start()
+        reader.join(0.3)
+        assert told == []
+        index.write_bytes(whole)
+    reader.join(10)
+    assert told[0]["it"].digest == target.digest
+
+
+def test_a_group_may_write_what_its_tools_rewrite_in_place(paths: Paths) -> None:
+    paths.data_dir.mkdir(exist_ok=True)
+    paths.data_dir.chmod(0o2775)
+    layout = Layout(paths)
+    add_image(layout, "it")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in paths.oci_cache.iterdir() if path.is_file()}
+    assert modes == {"index.json": 0o664, "oci-layout": 0o664}
 
 
 # reading
@@ -386,7 +423,7 @@ def test_a_name_reaches_its_manifest_config_and_layers_each_once(layout: Layout)
 
 def test_a_missing_manifest_ends_its_branch_and_is_reported(layout: Layout) -> None:
     target, _, _ = add_image(layout, "it")
-    layout.discard(target.digest)
+    layout.blob(target.digest).unlink()
     assert [descriptor.digest for descriptor in layout.reachable(target)] == [target.digest]
     (problem,) = layout.verify()
     assert type(problem) is IntegrityError
@@ -398,7 +435,7 @@ def test_everything_that_is_damaged_or_missing_is_reported_at_once(layout: Layou
     _, missing, _ = add_image(layout, "two")
     add_image(layout, "three")
     damage(layout, damaged.digest)
-    layout.discard(missing.digest)
+    layout.blob(missing.digest).unlink()
     problems = {problem.subject: problem for problem in layout.verify()}
     assert set(problems) == {layout.blob(damaged.digest), layout.blob(missing.digest)}
     assert isinstance(problems[layout.blob(damaged.digest)], DigestMismatch)

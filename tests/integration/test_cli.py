@@ -427,7 +427,7 @@ def test_while_a_command_runs_under_the_lock_nobody_else_writes_to_the_content_s
         other.stdin.write(b"it runs\n")
         other.stdin.flush()
         assert other.stdout.readline() == b"it runs\n"
-        with pytest.raises(LockTimeout, match=r"held by +process .*lock --data-dir .* -- cat"):
+        with pytest.raises(LockTimeout, match=r"held by +process \d+ \(cli.py lock\) since"):
             layout.name("mine", target)
         other.stdin.close()
     layout.name("mine", target)

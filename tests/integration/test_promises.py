@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from systemfiles import BootFiles, IncompatiblePair, NoSpace, SystemFiles, VersionConflict
+from systemfiles import BootFiles, DigestMismatch, IncompatiblePair, NoSpace, SystemFiles, VersionConflict
 from systemfiles.content.layout import Descriptor, Layout
 from systemfiles.foundation import files
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.paths import Paths
 from tests.conftest import ARCHES, CHECKOUT, Provisioned, doit
 from tests.integration.support import (
+    CLOSED,
     Completed,
     Mirror,
     apt_archive,
@@ -489,6 +490,62 @@ def test_what_cannot_be_repaired_is_told_with_the_reason_and_the_rest_is_repaire
     assert str(added.path) in ran.stderr
     assert f"kernel {before.kernel.version}" not in ran.stderr
     assert system(copied).resolve() == before
+
+
+def test_a_repair_does_not_mind_what_the_catalog_says_now(copied: Path, mirror: Mirror, tmp_path: Path) -> None:
+    files = system(copied).resolve()
+    added = system(copied).add_kernel(files.kernel.path, "my-1")
+    lose(added.path)
+    overlay = tmp_path / "versions.toml"
+    overlay.write_text(f'schema = 1\n[kernel.my-1.files.x86_64]\nurl = "{CLOSED}x"\nsha256 = "{"0" * 64}"\n')
+    ok(systemfiles("verify", "--repair", "--data-dir", copied, "--catalog-file", overlay))
+    assert added.path.read_bytes() == files.kernel.path.read_bytes()
+
+
+def test_verify_reads_the_lists_too_and_a_repair_says_which_it_cannot_write(copied: Path, mirror: Mirror) -> None:
+    sums, lock = copied / "system" / "SHA256SUMS", copied / "system" / "versions.lock"
+    sums.write_text("junk\n")
+    assert "SHA256SUMS" in refused(systemfiles("verify", "--data-dir", copied)).stderr
+    ok(systemfiles("verify", "--repair", "--data-dir", copied))
+    whole = lock.read_text()
+    lock.write_text(whole[:100])
+    lose(system(copied).resolve(*versions(copied)).kernel.path)
+    ran = refused(systemfiles("verify", "--repair", "--data-dir", copied))
+    assert str(lock) in ran.stderr
+    assert "repaired: " in ran.stdout
+    lock.write_text(whole)
+    ok(systemfiles("verify", "--data-dir", copied))
+
+
+def versions(data_dir: Path) -> tuple[str, str]:
+    kernel, initrd = (max((data_dir / "system" / kind).iterdir()).name for kind in ("kernel", "initrd"))
+    return kernel, initrd
+
+
+def test_no_initrd_is_built_of_rotten_modules(copied: Path, mirror: Mirror) -> None:
+    before = system(copied).resolve()
+    modules = before.kernel.path.with_name("modules.tar")
+    rot(modules)
+    shutil.rmtree(before.initrd.path.parent)
+    lose(index_of(copied))  # or else it would be recovered
+    lock = copied / "system" / "versions.lock"
+    lock.write_text(json.dumps({**json.loads(lock.read_text()), "initrd": {}, "current": {}}))
+    with pytest.raises(DigestMismatch, match=r"modules\.tar"):
+        system(copied).ensure()
+    assert system(copied).ensure() == before
+
+
+def rot(path: Path) -> None:
+    """One other byte in the middle of a file, under all its names; same size, same time: a disk forgets."""
+    found = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as out:
+        out.seek(found.st_size // 2)
+        byte = out.read(1)
+        out.seek(found.st_size // 2)
+        out.write(bytes([byte[0] ^ 0xFF]))
+    path.chmod(found.st_mode)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 @pytest.mark.parametrize("record", ["{", None], ids=["cut off", "a directory"])

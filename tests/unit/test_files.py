@@ -20,7 +20,9 @@ import pytest
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import DigestMismatch, NoSpace, SizeMismatch, StoreError
 from systemfiles.foundation.files import (
+    NEW,
     STAGED,
+    WORK,
     NewFile,
     copy,
     free_bytes,
@@ -357,10 +359,10 @@ def grow_old(directory: Path) -> None:
 def test_what_a_killed_process_left_is_removed_when_it_is_old(scratch: Path) -> None:
     work_and_die(scratch)
     assert len(left_in(scratch)) == 2
-    remove_abandoned(scratch)
+    remove_abandoned(scratch, NEW, WORK)
     assert len(left_in(scratch)) == 2
     grow_old(scratch)
-    remove_abandoned(scratch)
+    remove_abandoned(scratch, NEW, WORK)
     assert left_in(scratch) == []
 
 
@@ -369,21 +371,33 @@ def test_what_somebody_works_on_stays_however_old_it_is(scratch: Path) -> None:
         new.write(DATA)
         (work / "file").write_bytes(DATA)
         grow_old(scratch)
-        remove_abandoned(scratch)
+        remove_abandoned(scratch, NEW, WORK)
         assert (work / "file").read_bytes() == DATA
         new.commit(scratch / "final")
     grow_old(scratch)
-    remove_abandoned(scratch)
-    assert left_in(scratch) == []
+    remove_abandoned(scratch, NEW, WORK)
+    assert left_in(scratch) == ["final"]
 
 
 def test_only_names_that_were_asked_for_are_removed_and_links_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
-    (tmp_path / f"{STAGED}left").mkdir()
-    (tmp_path / f"{STAGED}link").symlink_to("theirs")
+    number = "0123456789abcdef"
+    (tmp_path / f"{STAGED}{number}").mkdir()
+    strangers = ["new-file", "new-", f"new-{number}0", f"x{STAGED}{number}", f"{STAGED}{number}.bak", "work-mine"]
+    for name in strangers:
+        (tmp_path / name).mkdir()
+    (tmp_path / f"work-{number}").symlink_to("theirs")
     grow_old(tmp_path)
-    remove_abandoned(tmp_path, STAGED)
-    assert left_in(tmp_path) == [f"{STAGED}link", "theirs"]
+    remove_abandoned(tmp_path, STAGED, NEW, WORK)
+    assert left_in(tmp_path) == sorted([*strangers, "theirs", f"work-{number}"])
+
+
+def test_a_directory_behind_a_link_is_not_swept(tmp_path: Path, scratch: Path) -> None:
+    work_and_die(scratch)
+    grow_old(scratch)
+    (tmp_path / "link").symlink_to(scratch)
+    remove_abandoned(tmp_path / "link", NEW, WORK)
+    assert len(left_in(scratch)) == 2
 
 
 @pytest.mark.parametrize("call", ["open", "mkdir", "chmod", "fsync", "replace"])

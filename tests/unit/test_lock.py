@@ -9,6 +9,8 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from systemfiles.foundation.errors import LockTimeout, StoreError
-from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lock import locked, run_locked
 
 fork = multiprocessing.get_context("fork")  # ten times as fast to start as a new interpreter
 
@@ -124,23 +126,83 @@ def test_a_file_system_without_locks_is_refused(lock: Path, monkeypatch: pytest.
     assert "file system with locks" in str(caught.value)
 
 
-def test_a_program_that_inherits_it_has_it_until_it_ends(lock: Path) -> None:
+def run_beside(lock: Path, script: str) -> int:
+    """Runs a shell's script under the lock in another process; returns that process once the script is at work."""
     child = os.fork()
     if child == 0:
-        with locked(lock, inherited=True):
-            os.execlp("sleep", "sleep", "60")
+        os._exit(run_locked(lock, ["sh", "-c", f"touch {lock}.works; {script}"]))
+    until = time.monotonic() + 10
+    while not lock.with_name(f"{lock.name}.works").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return child
+
+
+def is_free(lock: Path) -> bool:
     try:
-        until = time.monotonic() + 10
-        while not (lock.exists() and lock.read_text()):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        with pytest.raises(LockTimeout), locked(lock, timeout=0.3):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    with locked(lock, timeout=5):
+        with locked(lock, timeout=0.2):
+            return True
+    except LockTimeout:
+        return False
+
+
+@pytest.mark.parametrize("closes", ["", "exec 3<&- 4<&- 5<&- 6<&- 7<&- 8<&- 9<&-; "], ids=["", "and closes files"])
+def test_a_program_has_it_until_it_ends_whatever_it_leaves_running(lock: Path, closes: str) -> None:
+    child = run_beside(lock, f"{closes}sleep 30 & sleep 1; exit 7")
+    assert not is_free(lock)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert is_free(lock)
+
+
+def test_a_program_has_it_on_when_whoever_runs_it_is_killed(lock: Path) -> None:
+    child = run_beside(lock, "sleep 1.5; true")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not is_free(lock)
+    with locked(lock, timeout=10):
         pass
+
+
+def test_who_ends_whoever_runs_it_ends_the_program(lock: Path) -> None:
+    child = run_beside(lock, "exec sleep 60")
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+    assert is_free(lock)
+
+
+def test_what_would_wait_for_itself_is_refused(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYSTEMFILES_HELD_LOCK", str(lock))
+    with pytest.raises(StoreError, match="would wait for itself"), locked(lock):
+        pass
+    with locked(lock.with_name("other.lock")):
+        pass
+
+
+def test_no_password_of_a_command_line_is_written_down(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/systemfiles", "lock", "--", "skopeo", "--dest-creds=a:hunter2"])
+    with locked(lock):
+        assert json.loads(lock.read_text())["command"] == "systemfiles lock"
+    assert lock.read_text() == ""
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(lock: Path) -> None:
+    with held_by_another_process(lock):
+        waiter = threading.Thread(target=lambda: locked(lock, timeout=20).__enter__())
+        waiter.start()
+        time.sleep(0.3)
+        lock.unlink()
+    waiter.join(10)
+    assert not waiter.is_alive()
+    assert lock.exists()
+
+
+def test_nobody_but_its_owner_and_group_may_open_it(tmp_path: Path) -> None:
+    for mode, expected in ((0o755, 0o600), (0o2775, 0o660)):
+        directory = tmp_path / f"{mode:o}"
+        directory.mkdir()
+        directory.chmod(mode)
+        with locked(directory / "it.lock"):
+            assert stat.S_IMODE((directory / "it.lock").stat().st_mode) == expected
 
 
 def test_a_killed_holder_no_longer_has_it(lock: Path) -> None:
