@@ -507,19 +507,14 @@ def test_verify_reads_the_lists_too_and_a_repair_says_which_it_cannot_write(copi
     sums.write_text("junk\n")
     assert "SHA256SUMS" in refused(systemfiles("verify", "--data-dir", copied)).stderr
     ok(systemfiles("verify", "--repair", "--data-dir", copied))
+    lose(system(copied).resolve().kernel.path)
     whole = lock.read_text()
     lock.write_text(whole[:100])
-    lose(system(copied).resolve(*versions(copied)).kernel.path)
     ran = refused(systemfiles("verify", "--repair", "--data-dir", copied))
     assert str(lock) in ran.stderr
     assert "repaired: " in ran.stdout
     lock.write_text(whole)
     ok(systemfiles("verify", "--data-dir", copied))
-
-
-def versions(data_dir: Path) -> tuple[str, str]:
-    kernel, initrd = (max((data_dir / "system" / kind).iterdir()).name for kind in ("kernel", "initrd"))
-    return kernel, initrd
 
 
 def test_no_initrd_is_built_of_rotten_modules(copied: Path, mirror: Mirror) -> None:
