@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from systemfiles.bootfiles import InitrdFile, KernelFile
-from systemfiles.foundation.errors import SystemFilesError, ToolMissing, unexpected
+from systemfiles.foundation.errors import SystemFilesError, ToolMissing, UsageError, unexpected
 from systemfiles.foundation.paths import CONTENT_STORE
 from systemfiles.system import SystemFiles
 from systemfiles.version import __version__
@@ -115,7 +115,8 @@ def _list_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _lock_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("command", nargs="+", metavar="COMMAND", help="after --, such as skopeo copy … oci:…")
+    parser.usage = "systemfiles lock [-h] [--data-dir DIR] [--catalog-file FILE] -- COMMAND ..."
+    parser.add_argument("command", nargs="+", metavar="COMMAND", help="such as skopeo copy … oci:…; its options, too")
 
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
@@ -193,7 +194,7 @@ def _verify(options: argparse.Namespace) -> int:
         _say_json({key: value if key == "artifacts" else [*map(str, value)] for key, value in found._asdict().items()})
         return 1 if found.problems else 0
     for problem in found.repaired:
-        _say(f"repaired: {problem}")
+        _say(f"repaired: {problem.summary}")
     for problem in found.problems:
         sys.stderr.write(f"error: {problem}\n")
     if found.problems:
@@ -219,8 +220,11 @@ def _lock(options: argparse.Namespace) -> int:
     Layout(system.paths).create()  # some tools make none where nothing is yet
     try:
         return run_locked(system.paths.lock(CONTENT_STORE), options.command)
+    except FileNotFoundError:
+        raise ToolMissing(options.command[0], hint="what is to run comes behind --") from None
     except OSError as error:
-        raise ToolMissing(options.command[0], hint=f"it cannot be run: {error.strerror}") from error
+        msg = f"{options.command[0]} cannot be run ({error.strerror})"
+        raise UsageError(msg) from error
 
 
 def _say(text: str) -> None:

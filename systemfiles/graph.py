@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import NotProvisioned, SourceError, SystemFilesError, unexpected
 from systemfiles.foundation.interruption import Interruption
+from systemfiles.foundation.lock import Patience
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.progress import ProgressBars
 from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packages
@@ -77,7 +79,9 @@ class Graph:
         self._bars = ProgressBars()
         self.interruption = Interruption()
         self._system = SystemFiles(variables.get("data_dir"), catalog=catalog, profile=variables.get("profile"))
-        self._provisioner = self._system.provisioner(progress=self.interruption.watched(self._bars))
+        self._provisioner = self._system.provisioner(
+            progress=self.interruption.watched(self._bars), timeout=Patience(check=self.interruption.check)
+        )
         self.targets = select(variables, self._system.catalog, self._provisioner)
 
     def tasks(self) -> dict[str, Any]:
@@ -104,6 +108,10 @@ class Graph:
             "sort": "definition",
         }
         return {"DOIT_CONFIG": config} | {f"task_{name}": creator for name, creator in creators.items()}
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Without progress bars, so that something can be written."""
+        return self._bars.aside()
 
     def close(self) -> None:
         """Removes what is left of progress bars."""
@@ -200,12 +208,11 @@ class Graph:
         try:
             with self.interruption.stopping():
                 note = action()
-        except (SystemFilesError, _Failed) as error:
-            return TaskFailed(str(error))
-        except OSError as error:
-            return TaskFailed(str(unexpected(error)))
-        except KeyboardInterrupt:
-            return TaskFailed("interrupted; nothing half-done is left, run it again to go on")
+        except (SystemFilesError, _Failed, OSError, KeyboardInterrupt) as error:
+            # a program of the host that was interrupted with us has failed because of that
+            if self.interruption.happened or isinstance(error, KeyboardInterrupt):
+                return TaskFailed("interrupted; nothing half-done is left, run it again to go on")
+            return TaskFailed(str(unexpected(error) if isinstance(error, OSError) else error))
         return {"note": str(note) if note else ""}
 
     # ── what the tasks do ────────────────────────────────────────────────────────────────────────────────────────

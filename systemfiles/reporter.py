@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -18,6 +19,8 @@ class Shown(Protocol):
     """The graph, as far as it is shown."""
 
     def close(self) -> None: ...
+
+    def aside(self) -> AbstractContextManager[None]: ...
 
     def paths(self) -> Iterator[tuple[str, Path]]: ...
 
@@ -33,7 +36,8 @@ class Reporter(ConsoleReporter):  # type: ignore[misc]  # doit has no types
         self._done: list[str] = []
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whoever read us has seen enough; the work goes on
+        # whoever read us may have seen enough; the work goes on
+        with contextlib.suppress(BrokenPipeError), self.graph.aside():
             self.outstream.write(text)
             self.outstream.flush()
 

@@ -24,6 +24,7 @@ from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, default_d
 
 if TYPE_CHECKING:
     from systemfiles.foundation.catalog import Catalog
+    from systemfiles.foundation.lock import Timeout
     from systemfiles.foundation.progress import Progress
     from systemfiles.provision.provisioner import Provisioner
 
@@ -81,8 +82,8 @@ class SystemFiles:
     ) -> BootFiles:
         """Provides a kernel and an initrd, the profile's unless named, and builds what is missing.
 
-        `timeout` is how long, in seconds, to wait for another process that builds the same. `progress` is called as
-        (subject, bytes done, bytes in all or None).
+        `timeout` is how long, in seconds, to wait at most each time that another process is at it. `progress` is called
+        as (subject, bytes done, bytes in all or None).
         Raises UnknownVersion, UnsupportedArch, VersionConflict, IncompatiblePair, SourceError, IntegrityError,
         InvalidKernel, StoreError.
         """
@@ -199,7 +200,10 @@ class SystemFiles:
                     problems += self._artifacts.verify(self._artifacts.load(kind, version, arch))
                 except SystemFilesError as error:
                     problems.append(error)
-        problems += Store(self.paths, self._artifacts).verify()
+        try:
+            problems += Store(self.paths, self._artifacts).verify()
+        except SystemFilesError as error:  # such as an index that cannot be read
+            problems.append(error)
         problems += self._unreadable_lists()
         return Verification(count, tuple(problems))
 
@@ -239,7 +243,7 @@ class SystemFiles:
             self._catalog = load_catalog(self._catalog_path)
         return self._catalog
 
-    def provisioner(self, *, progress: Progress | None = None, timeout: float | None = None) -> Provisioner:
+    def provisioner(self, *, progress: Progress | None = None, timeout: Timeout = None) -> Provisioner:
         """What makes artifacts in this data directory; the task graph and `ensure` share it."""
         from systemfiles.foundation.progress import silent
         from systemfiles.provision.provisioner import Provisioner

@@ -165,7 +165,7 @@ class Artifacts:
         for name in names or artifact.files:
             try:
                 self._stamp(artifact, name)
-                self._hash(artifact, name)
+                self._hash(artifact, name, consequence="it is not handed out from now on")
             except (IntegrityError, NotProvisioned) as error:
                 with contextlib.suppress(StoreError):  # whoever may not repair it may know it all the same
                     self.forget(artifact)
@@ -232,16 +232,16 @@ class Artifacts:
             raise SizeMismatch(path, expected=f"{expected} bytes", got=f"{found.st_size} bytes", consequence=_REFUSED)
         return _stamp_of(found, artifact.files[name].sha256)
 
-    def _hash(self, artifact: Artifact, name: str) -> None:
+    def _hash(self, artifact: Artifact, name: str, *, consequence: str = _REFUSED) -> None:
         path = artifact.directory / name
         expected = Digest.from_hex(artifact.files[name].sha256)
         try:
             got = hash_file(path)[0]
         except OSError as error:
             _require_fault_of_file(error, path)
-            raise IntegrityError(path, expected=expected, got=error.strerror, consequence=_REFUSED) from error
+            raise IntegrityError(path, expected=expected, got=error.strerror, consequence=consequence) from error
         if got != expected:
-            raise DigestMismatch(path, expected=expected, got=got, consequence=_REFUSED)
+            raise DigestMismatch(path, expected=expected, got=got, consequence=consequence)
 
 
 def _files(record: Mapping[str, Any]) -> dict[str, FileFacts]:

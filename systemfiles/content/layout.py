@@ -35,7 +35,7 @@ from systemfiles.foundation.errors import (
     StoreError,
 )
 from systemfiles.foundation.files import NewFile, fsync_path, make_dirs, publish, scratch_dir, storing, write_file
-from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lock import Timeout, locked
 from systemfiles.foundation.paths import CONTENT_STORE, Paths
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def canonical(value: object) -> bytes:
 class Layout:
     """One OCI image layout. Reading needs no lock; any number of threads and processes may add at once."""
 
-    def __init__(self, paths: Paths, *, timeout: float | None = None) -> None:
+    def __init__(self, paths: Paths, *, timeout: Timeout = None) -> None:
         self._timeout = timeout
         self.root = paths.oci_cache
         self._scratch = paths.tmp
@@ -219,7 +219,11 @@ class Layout:
 
     def exists(self) -> bool:
         """Whether there is a layout here that other tools recognise."""
-        return (self.root / "oci-layout").exists() and self._index.exists()
+        return not self.missing()
+
+    def missing(self) -> list[str]:
+        """The files that make it a layout and are not there."""
+        return [name for name in ("oci-layout", "index.json") if not (self.root / name).exists()]
 
     def name(self, name: str, target: Descriptor) -> None:
         """Lets `name` point to `target`; everyone else's entries stay as they are."""

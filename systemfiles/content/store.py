@@ -34,6 +34,7 @@ from systemfiles.foundation.errors import (
     VersionConflict,
 )
 from systemfiles.foundation.files import link_or_copy
+from systemfiles.foundation.lock import Timeout
 from systemfiles.foundation.paths import KINDS, Paths
 from systemfiles.version import __version__
 
@@ -70,7 +71,7 @@ class Store:
         paths: Paths,
         artifacts: Artifacts,
         *,
-        timeout: float | None = None,
+        timeout: Timeout = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.layout = Layout(paths, timeout=timeout)
@@ -147,8 +148,8 @@ class Store:
 
     def verify(self) -> Iterator[SystemFilesError]:
         """What is wrong with the layout, with what it says of artifacts, and with directories that have no record."""
-        if not self.layout.exists():
-            msg = f"there is no content store at {self.layout.root}"
+        if missing := self.layout.missing():
+            msg = f"the content store {self.layout.root} has no {' and no '.join(missing)}"
             yield StoreError(msg, hint="doit or systemfiles provision makes it again from what is provided")
         yield from self.layout.verify()
         named = self.layout.names()

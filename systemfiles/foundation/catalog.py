@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -150,6 +151,15 @@ class Catalog(CatalogModel):
     initrd: dict[VersionName, Initrd] = {}
     mirrors: dict[str, tuple[str, ...]] = {}
 
+    @field_validator("mirrors")
+    @classmethod
+    def _has_mirrors(cls, mirrors: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for prefix, places in mirrors.items():
+            for fault in filter(None, (_mirror_fault(prefix, place) for place in places)):
+                msg = f"{prefix}: {fault}"
+                raise ValueError(msg)
+        return mirrors
+
     def find_profile(self, name: str | None) -> Profile:
         """The profile called `name`, or the default one. Raises UnknownVersion."""
         wanted = (self.default_profile or "") if name is None else name
@@ -236,8 +246,23 @@ def _environment_mirrors(environ: Mapping[str, str]) -> dict[str, tuple[str, ...
         prefix, separator, mirror = pair.partition("=")
         if not (prefix and separator and mirror):
             raise CatalogError(MIRRORS_VARIABLE, [(pair, "expected prefix=mirror, pairs separated by spaces")])
+        if fault := _mirror_fault(prefix, mirror):
+            raise CatalogError(MIRRORS_VARIABLE, [(prefix, fault)])
         mirrors[prefix] = (*mirrors.get(prefix, ()), mirror)
     return mirrors
+
+
+def _mirror_fault(prefix: str, mirror: str) -> str | None:
+    """What is wrong with a mirror, without its text: there may be a password in it."""
+    if re.match(r"[a-z+]+://[^/]*@", mirror):
+        return "its mirror has a user in it; credentials go into $SYSTEMFILES_CREDENTIALS, docker's config or netrc"
+    if "," in mirror:
+        return "its mirror has a comma in it; pairs are separated by spaces"
+    if "://" in prefix and not re.match(r"https?://|file:/", mirror):
+        return "its mirror is no URL; expected http://, https:// or file:/"
+    if "://" not in prefix and mirror.startswith("https://"):
+        return "a mirror of images is written without https://"
+    return None
 
 
 def _dangling(catalog: Catalog) -> Iterator[tuple[str, str]]:

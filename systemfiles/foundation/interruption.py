@@ -43,7 +43,7 @@ class Interruption:
         """Work that is stopped by KeyboardInterrupt: before it begins, at its next progress, or, in the main thread,
         wherever it is.
         """
-        self._check()
+        self.check()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -57,12 +57,13 @@ class Interruption:
         """`progress`, which also stops whoever reports it."""
 
         def report(subject: str, done: int, total: int | None) -> None:
-            self._check()
+            self.check()
             progress(subject, done, total)
 
         return report
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises KeyboardInterrupt in whatever thread asks after it happened."""
         if self.happened:
             raise KeyboardInterrupt
 

@@ -17,6 +17,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from systemfiles.foundation.errors import LockTimeout, StoreError
@@ -26,20 +27,36 @@ log = logging.getLogger(__name__)
 
 _FIRST_WAIT = 0.005
 _LONGEST_WAIT = 0.25
-_SILENT_WAIT = 5.0  # seconds after which whoever watches is told what we wait for
+_SILENT_WAIT = 2.0  # seconds after which whoever watches is told what we wait for
 _HELD = (errno.EAGAIN, errno.EACCES)  # flock(2); the latter from NFS
 _HELD_BY_PARENT = "SYSTEMFILES_HELD_LOCK"
 _LOCAL = "keep the data directory on a file system with locks, such as a local one"
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, timeout: float | None = None, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds the exclusive lock at `path`; waits for it at most `timeout` seconds (None: for ever).
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait: `seconds` at most (None: for ever), and until `check` raises, which is called now and then."""
 
-    `waiting` is called now and then meanwhile, and may raise to give up. Not reentrant: a thread that asks twice waits
-    for itself. Raises LockTimeout, StoreError.
+    seconds: float | None = None
+    check: Callable[[], None] = lambda: None
+
+
+Timeout = float | Patience | None
+"""Seconds, or more than that; None is for ever."""
+
+
+def patience(timeout: Timeout) -> Patience:
+    """What a timeout means."""
+    return timeout if isinstance(timeout, Patience) else Patience(timeout)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout: Timeout = None) -> Iterator[None]:
+    """Holds the exclusive lock at `path`, and waits for it as long as `timeout` says.
+
+    Not reentrant: a thread that asks twice waits for itself. Raises LockTimeout, StoreError.
     """
-    with _held(path, timeout, waiting):
+    with _held(path, patience(timeout)):
         yield
 
 
@@ -52,7 +69,7 @@ def run_locked(path: Path, command: Sequence[str]) -> int:
     import signal
     import subprocess
 
-    with _held(path, None, lambda: None) as fd:
+    with _held(path, Patience()) as fd:
         environ = {**os.environ, _HELD_BY_PARENT: str(path)}
         with subprocess.Popen(command, pass_fds=[fd], env=environ) as program:
             for number in (signal.SIGTERM, signal.SIGHUP):
@@ -63,11 +80,11 @@ def run_locked(path: Path, command: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _held(path: Path, timeout: float | None, waiting: Callable[[], None]) -> Iterator[int]:
+def _held(path: Path, wait: Patience) -> Iterator[int]:
     if os.environ.get(_HELD_BY_PARENT) == str(path):
         msg = f"this runs under `systemfiles lock` and would wait for itself: {path}"
         raise StoreError(msg, hint="run it beside the locked command, not inside")
-    fd = _open_and_acquire(path, timeout, waiting)
+    fd = _open_and_acquire(path, wait)
     owner = os.getpid()
     try:
         _sign(fd)
@@ -82,7 +99,7 @@ def _held(path: Path, timeout: float | None, waiting: Callable[[], None]) -> Ite
         os.close(fd)
 
 
-def _open_and_acquire(path: Path, timeout: float | None, waiting: Callable[[], None]) -> int:
+def _open_and_acquire(path: Path, patience: Patience) -> int:
     """The open file of the lock, which is ours; opened again when somebody removed the file while we waited."""
     while True:
         make_dirs(path.parent)
@@ -90,7 +107,7 @@ def _open_and_acquire(path: Path, timeout: float | None, waiting: Callable[[], N
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _share(fd, path.parent)
-            _acquire(fd, path, timeout, waiting)
+            _acquire(fd, path, patience)
             if _is_at(fd, path):
                 return fd
         except BaseException:
@@ -114,13 +131,13 @@ def _share(fd: int, directory: Path) -> None:
             os.fchmod(fd, mode)
 
 
-def _acquire(fd: int, path: Path, timeout: float | None, waiting: Callable[[], None]) -> None:
+def _acquire(fd: int, path: Path, patience: Patience) -> None:
     started, told, wait = time.monotonic(), False, _FIRST_WAIT
     while not _try(fd, path):
-        waiting()
+        patience.check()
         waited = time.monotonic() - started
-        if timeout is not None and waited >= timeout:
-            raise LockTimeout(path, seconds=timeout, holder=_holder(path))
+        if patience.seconds is not None and waited >= patience.seconds:
+            raise LockTimeout(path, seconds=patience.seconds, holder=_holder(path))
         if waited > _SILENT_WAIT and not told:
             told = True
             log.warning("waiting for %s, held by %s", path.name, _holder(path))

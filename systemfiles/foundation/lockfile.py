@@ -37,7 +37,7 @@ from systemfiles.foundation.catalog import (
 )
 from systemfiles.foundation.errors import CatalogError, StoreError
 from systemfiles.foundation.files import write_file
-from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lock import Timeout, locked
 from systemfiles.foundation.paths import Paths
 
 _MEND = "restore it from a backup, or remove it: rolling names are then resolved again, to what apt has now"
@@ -124,7 +124,7 @@ def read_lock(path: Path) -> VersionsLock:
 
 
 @contextlib.contextmanager
-def editing_lock(paths: Paths, *, timeout: float | None = None) -> Iterator[VersionsLock]:
+def editing_lock(paths: Paths, *, timeout: Timeout = None) -> Iterator[VersionsLock]:
     """The lock, to be changed in place; written when the block ends well and something changed."""
     with locked(paths.lock("versions"), timeout=timeout):
         lock = read_lock(paths.versions_lock)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,17 @@ class ProgressBars:
         )
         self._bars[subject] = bar
         return bar
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Lets others write to the terminal: the bars are not there meanwhile."""
+        if not self._bars:
+            yield
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self._stream):
+            yield
 
     def close(self) -> None:
         """Removes the bars that are left."""

@@ -11,7 +11,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog, Initrd, Kernel
 from systemfiles.foundation.errors import IntegrityError, UnknownVersion
 from systemfiles.foundation.files import write_file
-from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lock import Timeout, locked
 from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, check_version
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.provision.images import Images
@@ -33,7 +33,7 @@ class Provisioner:
         artifacts: Artifacts,
         *,
         progress: Progress = silent,
-        timeout: float | None = None,
+        timeout: Timeout = None,
     ) -> None:
         self.rolling = Rolling(paths, catalog, timeout=timeout)
         self.store = Store(paths, artifacts, timeout=timeout)

@@ -15,7 +15,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import NoSpace, SourceRefused, StoreError
 from systemfiles.foundation.files import free_bytes
-from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lock import Patience, locked, patience
 from systemfiles.provision.site import MIRRORS, Site
 from systemfiles.sources.http import candidates, try_each
 from systemfiles.sources.manifests import DOCKER_MANIFEST, IMAGE_MANIFEST, INDEXES, Manifest, NoPlatform, choose
@@ -121,13 +121,14 @@ class Puller:
         def check() -> None:
             if stop.is_set():
                 raise CancelledError
+            patience(self._site.timeout).check()
 
         def progress(subject: str, done: int, total: int | None) -> None:
             check()
             self._site.progress(subject, done, total)
 
         lock = self._site.paths.lock(f"blob-{part.digest.hex}")
-        with locked(lock, timeout=self._site.timeout, waiting=check):
+        with locked(lock, timeout=Patience(patience(self._site.timeout).seconds, check)):
             if self._layout.intact(part.digest, part.size):
                 return
             with self._layout.new_file() as out:

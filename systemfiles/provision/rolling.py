@@ -17,7 +17,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import AptBusybox, Catalog
 from systemfiles.foundation.errors import SourceUnavailable, VersionConflict
 from systemfiles.foundation.files import scratch_dir
-from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lock import Timeout, locked, patience
 from systemfiles.foundation.lockfile import PackagePin, VersionsLock, editing_lock, read_lock
 from systemfiles.foundation.paths import KERNEL, Paths, check_version
 from systemfiles.sources.apt import Apt, Package
@@ -52,7 +52,7 @@ class Move:
 class Rolling:
     """The rolling names of one catalog in one data directory."""
 
-    def __init__(self, paths: Paths, catalog: Catalog, *, timeout: float | None = None) -> None:
+    def __init__(self, paths: Paths, catalog: Catalog, *, timeout: Timeout = None) -> None:
         self._paths = paths
         self._catalog = catalog
         self._timeout = timeout
@@ -132,6 +132,7 @@ class Rolling:
         with scratch_dir(self._paths.tmp) as state:
             apt = Apt(arch, state)
             apt.update()
+            patience(self._timeout).check()  # what an interrupted apt has fetched is not all there is
             kernels = {}
             for name in names:
                 pin = _pin(apt.locate_kernel(self._catalog.find_kernel(name, arch).apt[arch]))

@@ -14,7 +14,7 @@ from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
 from systemfiles.foundation.files import NEW, STAGED, WORK, remove_abandoned
-from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lock import Timeout, locked
 from systemfiles.foundation.paths import Paths, check_version
 from systemfiles.foundation.progress import Progress
 from systemfiles.provision.rolling import Rolling
@@ -36,14 +36,14 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where artifacts are made, and from what catalog. `timeout` is in seconds, None for ever."""
+    """Where artifacts are made, and from what catalog. `timeout` is for each lock."""
 
     paths: Paths
     catalog: Catalog
     store: Store
     rolling: Rolling
     progress: Progress
-    timeout: float | None
+    timeout: Timeout
 
     def locked(self, kind: str, version: str, arch: Arch) -> AbstractContextManager[None]:
         """The lock under which one artifact is made. Raises InvalidName, LockTimeout."""

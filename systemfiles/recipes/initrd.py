@@ -126,6 +126,8 @@ def _skeleton(init: bytes) -> list[cpio.Record]:
 
 def _links(root: Mapping[str, cpio.Record]) -> list[cpio.Record]:
     binary = root.get(busybox.PATH)
+    if binary is not None and binary.hardlink:  # as in Docker Hub's image, where every applet is a name of one file
+        binary = root.get(binary.hardlink)
     if binary is None or not isinstance(binary.data, bytes):
         raise InvalidArchive(busybox.PATH, "the busybox image does not hold it")
     links = [cpio.symlink(f"bin/{name}", "busybox") for name in busybox.applets(binary.data) if name != "busybox"]

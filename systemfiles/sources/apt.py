@@ -40,6 +40,7 @@ class Apt:
 
     def __init__(self, arch: Arch, state: Path) -> None:
         self.arch = arch
+        self._state = state
         self.failed_sources: tuple[str, ...] = ()
         make_dirs(state / "lists" / "partial")
         make_dirs(state / "cache" / "archives" / "partial")
@@ -103,7 +104,8 @@ class Apt:
         return url
 
     def _apt(self, tool: str, *words: str) -> str:
-        return run([tool, *self._options, *words], missing=_NO_APT)
+        # not where the user is: `apt-get download` names nothing that it finds there
+        return run([tool, *self._options, *words], missing=_NO_APT, cwd=self._state)
 
     def _field(self, package: str, field: str) -> str:
         record = self._apt("apt-cache", "show", "--no-all-versions", package)

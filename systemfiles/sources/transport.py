@@ -296,6 +296,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, requests.ReadTimeout | ReadTimeoutError):
         return "it stayed silent for too long"
     cause = root_cause(error)
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        return "it does not speak TLS (for plain http, a mirror of images is written with http://)"
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or type(cause).__name__
     return printable(text)
 

@@ -24,6 +24,7 @@ from systemfiles.content.layout import Descriptor as Part
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import load_catalog
 from systemfiles.foundation.digest import Digest
+from systemfiles.recipes.busybox import applets
 from systemfiles.sources.manifests import IMAGE_INDEX, IMAGE_MANIFEST
 from systemfiles.sources.oci import Repository
 from tests.boot import guest, qemu
@@ -131,11 +132,17 @@ def _push_blob(hub: Repository, data: bytes, media_type: str) -> Part:
 
 
 def _layer(busybox: bytes) -> bytes:
+    """As in Docker Hub's image: one file under the name that sorts first, and hard links to it."""
+    first, *others = (f"bin/{name}" for name in sorted({"busybox", *applets(busybox)}))
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        member = tarfile.TarInfo("bin/busybox")
+        member = tarfile.TarInfo(first)
         member.size, member.mode = len(busybox), 0o755
         tar.addfile(member, io.BytesIO(busybox))
+        for name in others:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname, link.mode = tarfile.LNKTYPE, first, 0o755
+            tar.addfile(link)
     return gzip.compress(packed.getvalue(), mtime=0)
 
 
