@@ -6,6 +6,7 @@ file system. Its identity is the sha256 of the uncompressed cpio; the compressor
 
 from __future__ import annotations
 
+import stat
 import tarfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,13 +23,19 @@ from systemfiles.recipes.kmod import closure, subset
 from systemfiles.recipes.layers import apply_layers
 from systemfiles.recipes.tars import Header, intact, read_member
 
-TREE = 1
+TREE = 2
 """The version of what `_skeleton` and `_links` add; part of every initrd's inputs."""
 
 LEVEL = 9
 INIT = "init"
 _GUEST = Path(__file__).parent / "guest"
-_DIRECTORIES = ("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp")
+_DIRECTORIES = (
+    *("bin", "dev", "etc", "mnt", "proc", "root", "run", "sbin", "sys", "tmp"),
+    *("etc/dev", "etc/dev/pts", "etc/dev/shm"),
+    *("run/config", "run/overlay", "run/root", "run/rootfs"),  # where init mounts what it is given
+)
+# what a devtmpfs lacks; init copies all of etc/dev there
+_DEV = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
 
 
 class Sink(Protocol):
@@ -117,9 +124,12 @@ def _skeleton(init: bytes) -> list[cpio.Record]:
     return [
         *(cpio.directory(name) for name in _DIRECTORIES),
         cpio.directory("tmp", mode=0o1777),
-        # the kernel opens /dev/console for init before anyone could mount a /dev
-        cpio.char_device("dev/console", 5, 1, mode=0o600),
+        *(cpio.symlink(f"etc/dev/{name}", target) for name, target in _DEV.items()),
+        # The kernel opens /dev/console for init before anyone could mount a /dev, and the entrypoint has it for its
+        # stdout. Whoever that runs as may open /dev/stdout, too, which looks at the mode of this one.
+        cpio.char_device("dev/console", 5, 1, mode=0o666),
         cpio.char_device("dev/null", 1, 3, mode=0o666),
+        cpio.Record("run/ended", stat.S_IFIFO | 0o600),  # by which init learns that all has ended
         cpio.file(INIT, init, mode=0o755),
     ]
 

@@ -1,52 +1,149 @@
-"""A guest's three disks, as the head of the init script describes them: small ext4s, made without privilege."""
+"""What guests are made of: an image with little more than a static busybox in it, and disks.
+
+The three disks, and those for volumes, are made by the package itself, but for a squashfs root, which it does not make.
+"""
 
 from __future__ import annotations
 
-import shlex
+import io
 import subprocess
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-APPLETS = ("cat", "echo", "env", "grep", "kill", "printf", "readlink", "sh", "sleep", "true")
+from systemfiles.recipes.disks import DiskFormat, write_config_disk, write_overlay_disk, write_rootfs_disk
+from systemfiles.recipes.guestconfig import GuestConfig
+
+from . import qemu
+from .qemu import Machine, Outcome
+
+Entry = bytes | str | tuple[bytes, int] | None
+"""In a tree by path: an executable, where a link leads, content and mode of another file, or a directory."""
+
+APPLETS = (
+    *(
+        "cat",
+        "chmod",
+        "cut",
+        "dd",
+        "echo",
+        "env",
+        "grep",
+        "hostname",
+        "ip",
+        "kill",
+        "ls",
+        "mkdir",
+        "mount",
+        "od",
+        "printf",
+    ),
+    *("readlink", "rm", "setsid", "sh", "sleep", "stat", "touch", "tr", "true", "unshare", "wget"),
+)
+PASSWD = b"""root:x:0:0:root:/root:/bin/sh
+web:x:1000:1001:Web:/home/web:/bin/sh
+"""
+GROUP = b"""root:x:0:
+staff:x:50:root,web
+web:x:1001:
+logs:x:2000:nobody,web
+"""
+OVERLAY_SIZE = 16 << 20
+"""The least with which an overlay disk has a journal."""
 
 
-def write_rootfs(path: Path, busybox: bytes) -> Path:
-    """A root file system with nothing but a static busybox and links for some of its applets."""
-    tree = _tree(path)
-    (tree / "bin").mkdir()
-    program = tree / "bin" / "busybox"
-    program.write_bytes(busybox)
-    program.chmod(0o755)
-    for applet in APPLETS:
-        (tree / "bin" / applet).symlink_to("busybox")
-    return _mkfs(path, tree, size="8M")
+class Provisioned(Protocol):
+    """What the fixture `provisioned` gives."""
+
+    def boot_files(self, arch: str) -> qemu.BootFiles: ...
+
+    def busybox(self, arch: str) -> bytes: ...
 
 
-def write_overlay(path: Path) -> Path:
-    """An empty disk for what the guest writes."""
-    return _mkfs(path, _tree(path), size="8M")
+def shell(script: str, *words: str, **said: object) -> GuestConfig:
+    """To run `script` in the image's shell, with `words` for its arguments. `said` is the rest of the configuration."""
+    config: dict[str, object] = {"environment": {"PATH": "/bin"}, **said}
+    return GuestConfig(entrypoint=("sh", "-c", script, "sh", *words), **config)  # type: ignore[arg-type]
 
 
-def write_config(path: Path, text: str) -> Path:
-    """A disk with `text` for its config.sh."""
-    tree = _tree(path)
-    (tree / "config.sh").write_text(text, encoding="utf-8")
-    return _mkfs(path, tree, size="1M")
+@dataclass(frozen=True)
+class Host:
+    """A place where guests run: makes their disks in `directory`, and boots them with what was provisioned."""
+
+    provisioned: Provisioned
+    directory: Path
+    root_format: DiskFormat | str = field(default="ext4", kw_only=True)
+
+    def tree(self, machine: Machine) -> dict[str, Entry]:
+        """An image with a shell and some users."""
+        return {
+            "bin/busybox": self.provisioned.busybox(machine.arch),
+            **{f"bin/{applet}": "busybox" for applet in APPLETS},
+            "etc/passwd": (PASSWD, 0o644),
+            "etc/group": (GROUP, 0o644),
+            **dict.fromkeys(("dev", "proc", "sys")),
+        }
+
+    def disks(
+        self, machine: Machine, config: GuestConfig | str, tree: Mapping[str, Entry] | None = None
+    ) -> dict[str, Path]:
+        """The three, with `config` (a text for config.sh, if it is one) and `tree` for the image."""
+        paths = {name: self.directory / name for name in ("rootfs", "overlay", "config")}
+        self.write_root(paths["rootfs"], self.tree(machine) if tree is None else tree)
+        paths["overlay"].unlink(missing_ok=True)
+        write_overlay_disk(paths["overlay"], OVERLAY_SIZE)
+        if isinstance(config, GuestConfig):
+            write_config_disk(paths["config"], config)
+        else:
+            write_rootfs_disk(paths["config"], [layer({"config.sh": (config.encode(), 0o644)})])
+        return paths
+
+    def write_root(self, path: Path, tree: Mapping[str, Entry]) -> None:
+        if self.root_format == "squashfs":
+            subprocess.run(["sqfstar", path], input=layer(tree).read(), check=True, capture_output=True)
+        else:
+            write_rootfs_disk(path, [layer(tree)], format=self.root_format)  # type: ignore[arg-type]
+
+    def volume(self, name: str, files: Mapping[str, Entry]) -> Path:
+        """An ext4 disk with `files` on it."""
+        path = self.directory / name
+        write_rootfs_disk(path, [layer(files)], size=4 << 20)
+        path.chmod(0o600)
+        return path
+
+    def boot(self, machine: Machine, disks: Mapping[str, Path], **options: object) -> Outcome:
+        files = self.provisioned.boot_files(machine.arch)
+        return qemu.boot(machine, files, disks, **options)  # type: ignore[arg-type]
+
+    def run(
+        self,
+        machine: Machine,
+        config: GuestConfig | str,
+        tree: Mapping[str, Entry] | None = None,
+        **options: object,
+    ) -> Outcome:
+        return self.boot(machine, self.disks(machine, config, tree), **options)
 
 
-def command(*words: str, environment: Iterable[str] = ("PATH=/bin",)) -> str:
-    """A config.sh that runs `words`: each is quoted as a word of a list, and the list as an assignment's value."""
-    lists = {"ENTRYPOINT": words[:1], "CMD": words[1:], "ENVIRONMENT": tuple(environment)}
-    return "".join(f"{name}={shlex.quote(shlex.join(words))}\n" for name, words in lists.items())
-
-
-def _tree(path: Path) -> Path:
-    tree = path.with_name(f"{path.name}.tree")
-    tree.mkdir()
-    return tree
-
-
-def _mkfs(path: Path, tree: Path, *, size: str) -> Path:
-    options = ["-q", "-F", "-E", "root_owner=0:0", "-d", str(tree)]
-    subprocess.run(["mkfs.ext4", *options, str(path), size], check=True, capture_output=True)
-    return path
+def layer(tree: Mapping[str, Entry]) -> io.BytesIO:
+    """An image's layer with `tree` in it: root owns it all."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, entry in tree.items():
+            member = tarfile.TarInfo(name)
+            member.mode = 0o755
+            content = b""
+            if entry is None:
+                member.type = tarfile.DIRTYPE
+            elif isinstance(entry, str):
+                member.type, member.linkname = tarfile.SYMTYPE, entry
+            elif isinstance(entry, tuple):
+                content, member.mode = entry
+            else:
+                content = entry
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    out.seek(0)
+    return out

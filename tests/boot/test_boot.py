@@ -1,69 +1,58 @@
-"""What `doit profile=debian arch=x86_64,aarch64` made, booted as it is, in virtual machines of both architectures."""
+"""What `doit profile=debian arch=x86_64,aarch64` made, booted as it is: machines, disks and root file systems."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+import os
+from dataclasses import replace
 
 import pytest
 
-from . import guest, qemu
-from .qemu import MICROVM, MICROVM_WITHOUT_ACPI, Q35, VIRT, Machine, Outcome
+from systemfiles.recipes.guestconfig import GuestConfig, Network
+
+from . import qemu
+from .guest import Host, shell
+from .qemu import MACHINES, MICROVM_WITHOUT_ACPI, Q35, VIRT, VIRT_MMIO, Machine
 
 pytestmark = pytest.mark.boot
 
 
-class Provisioned(Protocol):
-    """What the fixture `provisioned` gives."""
-
-    def boot_files(self, arch: str) -> qemu.BootFiles: ...
-
-    def busybox(self, arch: str) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """A place where guests run: makes their disks, and boots them with what was provisioned."""
-
-    provisioned: Provisioned
-    directory: Path
-
-    def disks(self, machine: Machine, config: str) -> dict[str, Path]:
-        return {
-            "rootfs": guest.write_rootfs(self.directory / "rootfs", self.provisioned.busybox(machine.arch)),
-            "overlay": guest.write_overlay(self.directory / "overlay"),
-            "config": guest.write_config(self.directory / "config", config),
-        }
-
-    def boot(self, machine: Machine, disks: dict[str, Path], *, serials: bool = True) -> Outcome:
-        return qemu.boot(machine, self.provisioned.boot_files(machine.arch), disks, serials=serials)
-
-    def run(self, machine: Machine, config: str) -> Outcome:
-        return self.boot(machine, self.disks(machine, config))
-
-
-@pytest.fixture
-def host(provisioned: Provisioned, tmp_path: Path) -> Host:
-    return Host(provisioned, tmp_path)
-
-
-def shell(script: str) -> str:
-    """A config.sh that runs `script` in the image's own shell."""
-    return guest.command("sh", "-c", script)
-
-
-@pytest.mark.parametrize("serials", [True, False], ids=["by-serial", "by-letter"])
-@pytest.mark.parametrize("machine", [Q35, MICROVM, VIRT], ids=str)
-def test_the_entrypoint_runs_and_its_end_switches_the_machine_off(host: Host, machine: Machine, serials: bool) -> None:
-    disks = host.disks(
-        machine, shell('echo "I am $(readlink /proc/self/exe), root is $(grep -o ^overlay /proc/mounts)"')
-    )
-    outcome = host.boot(machine, disks, serials=serials)
+@pytest.mark.parametrize("machine", MACHINES, ids=str)
+def test_the_entrypoint_runs_and_its_end_switches_the_machine_off(host: Host, machine: Machine) -> None:
+    """Its disks are known by their letters."""
+    script = 'echo "I am $(readlink /proc/self/exe), root is $(grep -o ^overlay /proc/mounts)"'
+    disks = host.disks(machine, shell(script))
+    if machine is VIRT_MMIO:
+        disks = dict(reversed(disks.items()))
+    outcome = host.boot(machine, disks, serials=False)
     assert "I am /bin/busybox, root is overlay" in outcome.lines, outcome.console
     assert outcome.exit == 0, outcome.console
     assert outcome.errors == ()
     assert outcome.clean, outcome.console
+
+
+def test_a_machine_that_cannot_switch_itself_off_ends_by_a_reset(host: Host) -> None:
+    outcome = host.boot(MICROVM_WITHOUT_ACPI, {})
+    assert "missing disk: rootfs overlay config" in outcome.console
+    assert "reboot: Restarting system" in outcome.console
+    assert outcome.clean
+
+
+@pytest.mark.parametrize("arguments", ["reboot=k", "reboot=t"])
+def test_the_command_line_can_ask_for_a_reset(host: Host, arguments: str) -> None:
+    outcome = host.run(Q35, shell("exit 5"), arguments=arguments)
+    assert outcome.exit == 5, outcome.console
+    assert "reboot: Restarting system" in outcome.console
+    assert outcome.clean
+
+
+@pytest.mark.parametrize("machine", [Q35, VIRT], ids=str)
+@pytest.mark.parametrize("root_format", ["erofs", "squashfs"])
+def test_the_root_may_be_of_another_format(host: Host, machine: Machine, root_format: str) -> None:
+    host = replace(host, root_format=root_format)
+    outcome = host.run(machine, shell("grep -c busybox /bin/busybox; echo >/new; cat /etc/passwd"))
+    assert "root:x:0:0:root:/root:/bin/sh" in outcome.lines, outcome.console
+    assert outcome.clean, outcome.console
+    assert outcome.exit == 0
 
 
 def test_the_guest_writes_to_the_overlay_alone_and_finds_it_again(host: Host) -> None:
@@ -77,83 +66,56 @@ def test_the_guest_writes_to_the_overlay_alone_and_finds_it_again(host: Host) ->
     assert {name: disks[name].read_bytes() for name in before} == before
 
 
-def test_every_word_arrives_as_it_was_written(host: Host) -> None:
-    words = [
-        "",
-        " ",
-        "it's",
-        '"',
-        "\\",
-        "$HOME",
-        "$(echo no)",
-        "`echo no`",
-        "a\nb\n",
-        "*",
-        "~",
-        "-n",
-        "--",
-        "a=b",
-        "é 日本 🎉",
-    ]
-    outcome = host.run(Q35, guest.command("printf", "<%s>\n", *words))
-    assert "".join(f"<{word}>\n" for word in words) in outcome.console
-    assert outcome.exit == 0
+# The kernel numbers processes in turn, and its own threads with them. The reader is the first that init starts.
+FORKS = """
+for status in /proc/[0-9]*/stat; do
+    read -r pid name _ parent _ <$status
+    [ $parent -eq 1 ] && [ "$name" = "(init)" ] && echo "forks: $(($$ - pid + 1))"
+done
+"""
+
+
+@pytest.mark.parametrize("machine", [Q35, VIRT], ids=str)
+def test_there_are_at_most_25_forks_before_the_entrypoint(host: Host, machine: Machine) -> None:
+    config = shell(FORKS, network=Network("10.0.2.15/24", gateway=qemu.HOST, dns=["10.0.2.3"]), hostname="guest")
+    outcome = host.run(machine, config, network=True)
+    (forks,) = (int(line.split(": ")[1]) for line in outcome.lines if line.startswith("forks: "))
+    assert 3 < forks <= 25, outcome.console
     assert outcome.clean
 
 
-def test_the_environment_is_what_was_written_and_nothing_else(host: Host) -> None:
-    environment = [
-        "PATH=/nowhere:/bin",
-        "QUOTES='\"`$(echo no)\\",
-        "EMPTY=",
-        "A.NAME=a b",
-        "init_run=/x",
-        "PWD=x",
-        "IFS=e",
-    ]
-    outcome = host.run(Q35, guest.command("env", environment=environment))
-    reported = [line for line in outcome.lines if "=" in line and not line.startswith("[")]  # [ is the kernel's
-    assert sorted(reported) == sorted(["HOME=/root", *environment]), outcome.console
+def test_an_image_needs_nothing_but_a_program(host: Host) -> None:
+    """No shell, no library, no user, not even a directory."""
+    words = ("/od", "-An", "-v", "-tx1", "/proc/self/cmdline", "/proc/self/environ")
+    outcome = host.run(Q35, GuestConfig(entrypoint=words), {"od": host.provisioned.busybox(Q35.arch)})
+    dumped = "".join(
+        line for line in outcome.lines if (line.startswith(" ") and len(line) == 48) or line.startswith(" 2")
+    )
+    assert outcome.exit == 0, outcome.console
+    assert b"\0".join(map(os.fsencode, words)) in bytes.fromhex(dumped), outcome.console
+    assert b"HOME=/root" in bytes.fromhex(dumped)
 
 
-def test_a_signal_to_init_reaches_the_entrypoint(host: Host) -> None:
-    script = "trap 'exit 7' TERM; trap 'echo got INT; kill -TERM 1' INT; kill -INT 1; while :; do sleep 0.1; done"
-    outcome = host.run(Q35, shell(script))
-    assert "got INT" in outcome.lines
-    assert outcome.exit == 7
-    assert outcome.clean
+def test_systemd_mode_makes_the_images_init_the_first_process(host: Host) -> None:
+    init = b"""#!/bin/sh
+echo "init is $$, $0 with $A, root is $(grep -o '^overlay / ' /proc/mounts)"
+echo "left: $(cut -d' ' -f2 /proc/mounts | tr '\\n' ' ')"
+mount -o remount,ro /
+echo o >/proc/sysrq-trigger
+while :; do sleep 1; done
+"""
+    tree = host.tree(Q35) | {"lib/init": init, "sbin/init": "/lib/init"}
+    config = GuestConfig(init_mode="systemd", environment={"PATH": "/bin", "A": "an 'environment'"})
+    outcome = host.run(Q35, config, tree)
+    assert "init is 1, /sbin/init with an 'environment', root is overlay / " in outcome.lines, outcome.console
+    assert "left: / /proc /sys /dev /dev/pts /dev/shm /sys/fs/cgroup " in outcome.lines
+    assert "reboot: Power down" in outcome.console
+    assert outcome.status == 0
+    assert "panic" not in outcome.console
 
 
-@pytest.mark.parametrize(
-    ("config", "status", "error"),
-    [
-        pytest.param(shell("exit 3"), 3, None, id="status-3"),
-        pytest.param(shell("kill -KILL $$"), 137, None, id="killed"),
-        pytest.param(guest.command("nginx"), 127, "entrypoint nginx not found (PATH is /bin)", id="not-found"),
-        pytest.param("", 125, "nothing to run (", id="empty-config"),
-        pytest.param("CMD='\n", 125, "config.sh is broken (/run/config/config.sh: line 2: syntax error", id="syntax"),
-        pytest.param("exit 0\n", 125, "config.sh is broken (it ends the shell", id="config-that-exits"),
-    ],
-)
-def test_how_it_ended_is_told_in_one_line(host: Host, config: str, status: int, error: str | None) -> None:
-    outcome = host.run(Q35, config)
-    assert outcome.exit == status, outcome.console
-    assert outcome.clean, outcome.console
-    assert len(outcome.errors) == (error is not None)
-    assert all(line.startswith(str(error)) for line in outcome.errors)
-
-
-def test_a_missing_disk_is_named(host: Host) -> None:
-    disks = host.disks(Q35, shell("true"))
-    del disks["overlay"]
-    outcome = host.boot(Q35, disks)
-    assert outcome.errors == ("missing disk: overlay (waited 5 s, and there is: vda vdb)",)
-    assert outcome.exit == 125
-    assert outcome.clean
-
-
-def test_a_machine_that_cannot_switch_itself_off_ends_by_a_reset(host: Host) -> None:
-    outcome = host.boot(MICROVM_WITHOUT_ACPI, {})
-    assert "missing disk: rootfs overlay config" in outcome.console
-    assert "reboot: Restarting system" in outcome.console
+def test_systemd_mode_needs_an_init_in_the_image(host: Host) -> None:
+    outcome = host.run(Q35, GuestConfig(init_mode="systemd"))
+    assert len(outcome.errors) == 1
+    assert outcome.errors[0].startswith("entrypoint /sbin/init not found ("), outcome.console
     assert outcome.clean

@@ -27,7 +27,8 @@ from systemfiles.foundation.digest import Digest
 from systemfiles.recipes.busybox import applets
 from systemfiles.sources.manifests import IMAGE_INDEX, IMAGE_MANIFEST
 from systemfiles.sources.oci import Repository
-from tests.boot import guest, qemu
+from tests.boot import qemu
+from tests.boot.guest import Host, shell
 from tests.boot.qemu import Q35, VIRT, Machine
 from tests.conftest import ARCHES, Provisioned
 from tests.integration.support import CLOSED, Completed, Mirror, completed, done_tasks, tree
@@ -109,7 +110,7 @@ def _initrd(busybox: Digest) -> str:
     image = str(load_catalog(environ={}).initrd[INITRD].busybox).partition("@")[0]
     return (
         f'[initrd."{INITRD}"]\ninit = "{INITRD}"\nbusybox = "{image}@{busybox}"\n'
-        'load = ["virtio_pci", "virtio_blk", "overlay"]\n'
+        'load = ["virtio_pci", "virtio_blk", "overlay"]\ncarry = ["ext4"]\n'
     )
 
 
@@ -170,11 +171,7 @@ def test_what_came_through_mirrors_boots(
     air_gap: AirGap, machine: Machine, provisioned: Provisioned, tmp_path: Path
 ) -> None:
     assert air_gap.doit().returncode == 0
-    disks = {
-        "rootfs": guest.write_rootfs(tmp_path / "rootfs", provisioned.busybox(machine.arch)),
-        "overlay": guest.write_overlay(tmp_path / "overlay"),
-        "config": guest.write_config(tmp_path / "config", guest.command("echo", "up and running")),
-    }
+    disks = Host(provisioned, tmp_path).disks(machine, shell("echo up and running"))
     outcome = qemu.boot(machine, air_gap.system(machine.arch).resolve(), disks)
     assert "up and running" in outcome.lines, outcome.console
     assert outcome.exit == 0

@@ -11,7 +11,8 @@
 #
 # Disks are virtio block devices. Each is known by its serial or, when no disk has one of these serials, by its letter:
 #   rootfs   vda   the image's root, never written: ext4, squashfs or erofs
-#   overlay  vdb   writable, ext4: holds what the guest changes, in upper/ (and work/, which overlayfs needs)
+#   overlay  vdb   writable, ext4: holds what the guest changes, in upper/; overlayfs needs work/, and space is an empty
+#                  file
 #   config   vdc   never written, any of the three: holds config.sh
 #
 # config.sh is read by this shell, both in boot and in run, and assigns
@@ -21,21 +22,48 @@
 #   ENVIRONMENT      such a list of NAME=VALUE words, where any name will do. They win over what config.sh exports, and
 #                    that over the defaults of PATH and HOME; nothing else is in the entrypoint's environment.
 #   WORKDIR          where the entrypoint starts, made if it is missing; / by default
+#   RUN_AS           user[:group], each a name that the image's /etc/passwd or /etc/group has, or a number; root by
+#                    default. Without a group, the user's own and those that list the user.
+#   STOP_SIGNAL      the number of the signal that the entrypoint gets for TERM
+#   GUEST_IP         the address of eth0, with the length of its prefix in GUEST_CIDR or its mask in GUEST_MASK
+#   GUEST_GW         where the default route leads
+#   GUEST_DNS        name servers for /etc/resolv.conf, between spaces
+#   GUEST_HOSTNAME
+#   VOLUME_MOUNTS    device:path:mode[:overlay_device] between spaces, where a device is a name, a path or a serial.
+#                    The mode is ro, rw, or overlay: only read, while what changes goes to the overlay device.
+#   INIT_MODE        systemd: PID 1 becomes the image's /sbin/init, with ENVIRONMENT; init's part ends there
 # Names that begin with init_ belong to this script.
 #
 # The last that init writes on the console is           systemfiles: exit <status of the entrypoint>
 # or 127 if that was not found, 126 if it cannot be executed, 125 for all else that fails; a line before it then is
 #                                                       systemfiles: error: <what> (<why>)
 
+init_patience=5
+init_newline='
+'
+
 # fail WHAT WHY [STATUS]: end boot or run, and with it the machine.
 fail() {
     trap - EXIT
-    echo "systemfiles: error: $1 ($2)"
+    init_line="$1 ($2)" # in one line, though a name may hold newlines
+    while [ "$init_line" != "${init_line#*"$init_newline"}" ]; do
+        init_line="${init_line%%"$init_newline"*} ${init_line#*"$init_newline"}"
+    done
+    printf 'systemfiles: error: %s\n' "$init_line"
     echo "${3:-125}" >"$init_run/status"
     if kernel_argument systemfiles.debug; then
         "$init_busybox" setsid "$init_busybox" cttyhack "$init_busybox" sh
     fi
     exit 1
+}
+
+# try WHAT APPLET ARGUMENT...: or fail, for the reason that the applet gives last.
+try() {
+    init_what=$1
+    shift
+    init_why=$("$init_busybox" "$@" 2>&1) && return
+    init_why=${init_why%%"$init_newline"*}
+    fail "$init_what" "${init_why##*: }"
 }
 
 # kernel_argument PATTERN: whether a word of the kernel's command line matches.
@@ -51,9 +79,8 @@ kernel_argument() {
 #
 # The entrypoint cannot be a job of this shell: while a shell waits for a foreground job it holds back its traps, and
 # a background job has INT and QUIT ignored for good. So the entrypoint is a grandchild, and the job waited for is a
-# reader of /run/ended: it gets end-of-file when neither boot nor run is left to hold that open.
+# reader of the FIFO /run/ended: it gets end-of-file when neither boot nor run is left to hold that open.
 init() {
-    mkfifo /run/ended
     : >/run/status
     (trap '' HUP TERM && read -r _ </run/ended) & # deaf to `kill -1`
     reader=$!
@@ -67,6 +94,11 @@ init() {
         status=125
         echo 'systemfiles: error: the end of the entrypoint was not seen (its keeper was killed)'
     }
+    if [ "$status" = handover ]; then
+        # shellcheck disable=SC2119 # it makes arguments of its own
+        hand_over
+    fi
+    settle_disks
     printf '\nsystemfiles: exit %s\n' "$status" # the entrypoint may have left a line unfinished
     switch_off
 }
@@ -76,7 +108,35 @@ forward() {
     while ! [ -s /run/entrypoint ] && kill -0 "$reader" 2>/dev/null; do
         sleep 0.02
     done
-    read -r pid 2>/dev/null </run/entrypoint && kill -s "$1" "$pid"
+    read -r pid stop 2>/dev/null </run/entrypoint || return
+    [ "$1" != TERM ] || set -- "${stop:-TERM}"
+    kill -s "$1" "$pid" 2>/dev/null
+}
+
+# PID 1 becomes the image's own init. What is mounted here stays alive as long as the image's root needs it.
+# shellcheck disable=SC2120 # /run/handover sets its arguments
+hand_over() {
+    umount /run/volumes/* /run/config /run/overlay /run/rootfs 2>/dev/null
+    trap - TERM INT
+    # shellcheck source=/dev/null
+    . /run/handover
+    exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux "$@" \
+        switch_root /run/root /sbin/init
+}
+
+# Whoever mounts these disks next, perhaps for reading only, should find them whole, with no journal to replay.
+settle_disks() {
+    kill -KILL -1 2>/dev/null # what the entrypoint left behind could go on writing
+    while read -r device directory type options _; do
+        case $directory:$type:$options in
+            /run/overlay:ext4:rw,* | /run/volumes/*:ext4:rw,* | /run/uppers/*:ext4:rw,*) ;;
+            *) continue ;;
+        esac
+        tries=50 # the dying hold their files for a moment
+        until mount -o remount,ro "$device" "$directory" 2>/dev/null || [ $((tries -= 1)) -eq 0 ]; do
+            sleep 0.02
+        done
+    done </proc/mounts
 }
 
 # Where nothing switches the power off, `poweroff` would halt for ever; a VMM without power management ends at a reset.
@@ -93,13 +153,13 @@ switch_off() {
 boot() {
     mount_kernel_file_systems
     load_modules
-    wait_for_disks 5
-    merge_root
+    mount_disks
     read_config
     trap - EXIT
     PATH=/bin:/sbin
-    refuse_what_is_to_come
-    mount_kernel_file_systems_in_root
+    set_up_network
+    each_volume attach_volume
+    prepare_root
     enter_root
 }
 
@@ -107,8 +167,9 @@ mount_kernel_file_systems() {
     echo 'proc /proc proc nosuid,nodev,noexec
 sysfs /sys sysfs nosuid,nodev,noexec
 devtmpfs /dev devtmpfs nosuid' >/run/fstab
-    why=$(mount -a -T /run/fstab 2>&1) || fail 'cannot mount /proc, /sys and /dev' "$why"
-    mkdir -p /dev/pts /dev/shm /run/rootfs /run/overlay /run/config /run/root
+    try 'cannot mount /proc, /sys and /dev' mount -a -T /run/fstab
+    # The links fd, stdin, stdout and stderr, and where to mount pts and shm: every devtmpfs is the same one.
+    try 'cannot fill /dev' cp -a /etc/dev/* /dev
 }
 
 # /etc/modules holds the names to load, in order. With a kernel that has no modules there is no such file.
@@ -122,19 +183,28 @@ load_modules() {
     # shellcheck disable=SC2086 # a list of words
     modprobe -a $modules 2>/dev/null && return
     for module in $modules; do
-        why=$(modprobe "$module" 2>&1) || fail "cannot load module $module" "$why"
+        try "cannot load module $module" modprobe "$module"
     done
 }
 
-# wait_for_disks SECONDS: by the guest's clock, so that a slow emulator shortens nothing.
-wait_for_disks() {
+# wait_until COMMAND...: by the guest's clock, so that a slow emulator shortens nothing.
+wait_until() {
     read -r now _ </proc/uptime
-    deadline=$((${now%.*} + $1))
-    until find_disks; do
+    deadline=$((${now%.*} + init_patience))
+    until "$@"; do
         read -r now _ </proc/uptime
-        [ "${now%.*}" -lt "$deadline" ] || fail "missing disk:$missing" "waited $1 s, and there is:${found:- none}"
+        [ "${now%.*}" -lt "$deadline" ] || return
         sleep 0.02
     done
+}
+
+mount_disks() {
+    wait_until find_disks ||
+        fail "missing disk:$missing" "waited $init_patience s, and there is:${found:- none}"
+    mount_read_only "the rootfs disk $rootfs" "/dev/$rootfs" /run/rootfs
+    mount_read_only "the config disk $config" "/dev/$config" /run/config
+    mount_writable "the overlay disk $overlay" "/dev/$overlay" /run/overlay
+    merge "the overlay disk $overlay" /run/rootfs /run/overlay /run/root
 }
 
 # Sets rootfs, overlay and config to names of devices. Fails while one of them is missing.
@@ -142,14 +212,12 @@ find_disks() {
     rootfs='' overlay='' config='' missing='' found=''
     for disk in /sys/block/vd*; do
         [ -d "$disk" ] || continue
-        disk=${disk##*/}
-        found="$found $disk"
-        serial=''
-        read -r serial 2>/dev/null <"/sys/block/$disk/serial" # `read` returns 1: there is no newline in it
+        found="$found ${disk##*/}"
+        read_serial "$disk"
         case $serial in
-            rootfs) rootfs=$disk ;;
-            overlay) overlay=$disk ;;
-            config) config=$disk ;;
+            rootfs) rootfs=${disk##*/} ;;
+            overlay) overlay=${disk##*/} ;;
+            config) config=${disk##*/} ;;
         esac
     done
     [ -n "$rootfs$overlay$config" ] || rootfs=vda overlay=vdb config=vdc
@@ -159,36 +227,122 @@ find_disks() {
     [ -z "$missing" ]
 }
 
-merge_root() {
-    # Asked in this order, ext4 and squashfs decline in silence. The kernel itself loads what is named here.
-    mount_disk rootfs "$rootfs" ext4,squashfs,erofs ro
-    mount_disk config "$config" ext4,squashfs,erofs ro
-    mount_disk overlay "$overlay" ext4 rw
-    why=$(mkdir -p /run/overlay/upper /run/overlay/work 2>&1) || fail 'cannot write the overlay disk' "${why##*: }"
-    layers=lowerdir=/run/rootfs,upperdir=/run/overlay/upper,workdir=/run/overlay/work
-    why=$(mount -t overlay -o "$layers" overlay /run/root 2>&1) ||
-        fail 'cannot lay the overlay over the root file system' "${why##*: }"
+read_serial() {
+    serial=''
+    read -r serial 2>/dev/null <"$1/serial" # `read` returns 1: there is no newline in it
 }
 
-# mount_disk ROLE DEVICE TYPES OPTIONS: on /run/ROLE.
-mount_disk() {
-    why=$(mount -t "$3" -o "$4" "/dev/$2" "/run/$1" 2>&1) || fail "cannot mount the $1 disk $2" "as $3: ${why##*: }"
+# mount_read_only WHAT DEVICE DIRECTORY. Without noload, ext4 would write what its journal still holds.
+mount_read_only() {
+    mount -t ext4 -o ro,noload "$2" "$3" 2>/dev/null && return
+    # squashfs declines in silence what is none. The kernel itself loads the modules of those two.
+    try "cannot mount $1 as ext4, squashfs or erofs" mount -t squashfs,erofs -o ro "$2" "$3"
 }
 
-# A machine that lacks what its config asks for must not look as if it had it.
-refuse_what_is_to_come() {
-    [ -z "$GUEST_IP" ] || fail 'cannot set up the network' 'GUEST_IP is not supported yet'
-    [ -z "$VOLUME_MOUNTS" ] || fail 'cannot mount the volumes' 'VOLUME_MOUNTS is not supported yet'
-    [ -z "$INIT_MODE" ] || fail "cannot start the image's init" 'INIT_MODE is not supported yet'
-    case $RUN_AS in '' | 0 | 0:0 | root) ;; *) fail "cannot run as $RUN_AS" 'RUN_AS is not supported yet' ;; esac
+# mount_writable WHAT DEVICE DIRECTORY
+mount_writable() {
+    locked=''
+    read -r locked 2>/dev/null <"/sys/class/block/${2##*/}/ro"
+    [ "$locked" != 1 ] || fail "cannot write $1" 'it is read-only' # mount would do with that
+    try "cannot mount $1 as ext4" mount -t ext4 "$2" "$3"
 }
 
-# New instances, not moved ones: init goes on to need those of the initrd.
-mount_kernel_file_systems_in_root() {
-    for directory in /run/root/proc /run/root/sys /run/root/dev; do
-        [ -d "$directory" ] && continue
-        why=$(mkdir "$directory" 2>&1) || fail "cannot make ${directory#/run/root} in the root" "${why##*: }"
+# merge WHAT LOWER UPPER DIRECTORY: mount LOWER there; what changes is kept on the disk mounted on UPPER.
+merge() {
+    if ! [ -d "$3/upper" ] || ! [ -d "$3/work" ]; then
+        try "cannot write $1" mkdir -p "$3/upper" "$3/work"
+    fi
+    # A full disk would let the guest start, only to fail in some odd way. So a block is asked for, and given back.
+    echo 2>/dev/null >"$3/space" || fail "cannot write $1" 'no space is left on it'
+    : >"$3/space"
+    try "cannot lay $1 over what is below it" \
+        mount -t overlay -o "lowerdir=$2,upperdir=$3/upper,workdir=$3/work" overlay "$4"
+}
+
+# Names and addresses of servers are for run to write. lo is up whatever the config says: many an image counts on it.
+set_up_network() {
+    try 'cannot set lo up' ip link set lo up
+    [ -z "$GUEST_HOSTNAME" ] || set_hostname
+    [ -n "$GUEST_IP" ] || return 0
+    wait_until [ -d /sys/class/net/eth0 ] || fail 'missing network device: eth0' "waited $init_patience s"
+    prefix=${GUEST_CIDR:-$GUEST_MASK}
+    [ -n "$prefix" ] || fail "cannot give eth0 the address $GUEST_IP" 'neither GUEST_CIDR nor GUEST_MASK is set'
+    try "cannot give eth0 the address $GUEST_IP/$prefix" ip addr add "$GUEST_IP/$prefix" dev eth0
+    try 'cannot set eth0 up' ip link set eth0 up
+    [ -z "$GUEST_GW" ] || try "cannot route by $GUEST_GW" ip route add default via "$GUEST_GW"
+}
+
+set_hostname() {
+    case ${#GUEST_HOSTNAME}:$GUEST_HOSTNAME in
+        *:*[!A-Za-z0-9.-]* | *:[.-]* | *[.-]) why='it is no name of a host' ;;
+        ?:* | [1-5]?:* | 6[0-4]:*) echo "$GUEST_HOSTNAME" >/proc/sys/kernel/hostname && return ;;
+        *) why='it is longer than 64 characters' ;;
+    esac
+    fail "cannot be called $GUEST_HOSTNAME" "$why"
+}
+
+# each_volume FUNCTION: call it with DEVICE PATH MODE [OVERLAY_DEVICE] for each of VOLUME_MOUNTS. init_number counts.
+each_volume() {
+    init_number=0
+    set -f
+    for init_volume in $VOLUME_MOUNTS; do
+        init_number=$((init_number + 1))
+        IFS=: && set -f
+        # shellcheck disable=SC2086 # to be split
+        set -- "$1" $init_volume
+        unset IFS && set +f
+        "$@"
     done
+    set +f
+}
+
+# Mounts it on /run/volumes/<number>, as init should reach it to the end; run binds that where it belongs in the image.
+attach_volume() {
+    volume=/run/volumes/$init_number base=/run/bases/$init_number upper=/run/uppers/$init_number
+    case $#:$3:$2 in
+        3:r[ow]:/*) mkdir -p "$volume" ;;
+        4:overlay:/*) mkdir -p "$volume" "$base" "$upper" ;;
+        *) fail "bad volume $init_volume" 'it is none of device:path:ro, device:path:rw, device:path:overlay:device' ;;
+    esac
+    find_device "$1"
+    case $3 in
+        ro) mount_read_only "the volume $1" "$device" "$volume" ;;
+        rw) mount_writable "the volume $1" "$device" "$volume" ;;
+        overlay)
+            mount_read_only "the volume $1" "$device" "$base"
+            find_device "$4"
+            mount_writable "the volume's overlay disk $4" "$device" "$upper"
+            merge "the volume's overlay disk $4" "$base" "$upper" "$volume"
+            ;;
+    esac
+}
+
+# find_device NAME|PATH|SERIAL: sets device to its path.
+find_device() {
+    wait_until device_is_there "$1" || fail "missing disk: $1" "waited $init_patience s"
+}
+
+device_is_there() {
+    device=/dev/${1#/dev/}
+    [ -b "$device" ] && return
+    for disk in /sys/block/*; do
+        read_serial "$disk"
+        device=/dev/${disk##*/}
+        [ "$serial" = "$1" ] && [ -b "$device" ] && return
+    done
+    return 1
+}
+
+# The kernel's file systems are new instances there, not moved ones: init goes on to need those of the initrd.
+#
+# With the new root moved over /, as switch_root does it, the image does not live in a mere chroot, where the kernel
+# forbids user namespaces. init and the kernel's modprobe still have the initrd for their root, beneath it. A PID 1 that
+# is to enter it does the moving itself.
+prepare_root() {
+    cd /run/root || fail 'cannot enter the root' 'it is not a directory'
+    if ! [ -d /run/root/proc ] || ! [ -d /run/root/sys ] || ! [ -d /run/root/dev ]; then
+        try "cannot make the image's /proc, /sys and /dev" mkdir -p /run/root/proc /run/root/sys /run/root/dev
+    fi
     echo 'proc /run/root/proc proc nosuid,nodev,noexec
 sysfs /run/root/sys sysfs nosuid,nodev,noexec
 devtmpfs /run/root/dev devtmpfs nosuid
@@ -197,18 +351,18 @@ tmpfs /run/root/dev/shm tmpfs nosuid,nodev,mode=1777' >/run/fstab
     while read -r _ type; do
         [ "$type" != cgroup2 ] || echo 'cgroup2 /run/root/sys/fs/cgroup cgroup2 nosuid,nodev,noexec' >>/run/fstab
     done </proc/filesystems
-    why=$(mount -a -T /run/fstab 2>&1) || fail "cannot mount the image's /proc, /sys and /dev" "$why"
+    case $INIT_MODE in
+        '') echo '/run/root / none move' >>/run/fstab ;;
+        systemd) ;;
+        *) fail "bad INIT_MODE $INIT_MODE" 'it is either not set or systemd' ;;
+    esac
+    try "cannot mount the image's /proc, /sys and /dev" mount -a -T /run/fstab
 }
 
-# With the new root moved over /, as switch_root does it, the image does not live in a mere chroot, where the kernel
-# forbids user namespaces. init and the kernel's modprobe still have the initrd for their root, beneath it.
-#
 # setsid twice: the first makes this process lead a session, which the second cannot leave but by a fork. So run starts
 # with the signals as the kernel made them, and boot ends.
 enter_root() {
-    cd /run/root || fail 'cannot enter the root' 'it is not a directory'
-    why=$(mount -o move /run/root / 2>&1) || fail 'cannot move the root' "${why##*: }"
-    exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
+    exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         setsid setsid chroot . /proc/1/root/bin/busybox sh /proc/1/root/init run
 }
 
@@ -219,21 +373,39 @@ run() {
     read_config
     eval "set -- $ENVIRONMENT"
     for init_word; do
-        case $init_word in PATH=*) PATH=${init_word#PATH=} ;; esac
+        case $init_word in
+            PATH=*) PATH=${init_word#PATH=} ;;
+            [!=]*=*) ;;
+            *) fail 'bad ENVIRONMENT' "$init_word is not NAME=VALUE" ;;
+        esac
     done
     eval "set -- $ENTRYPOINT $CMD"
     trap - EXIT
+    write_names
+    each_volume bind_volume
+    if [ "$INIT_MODE" = systemd ]; then
+        find_program /sbin/init
+        printf 'set -- %s\n' "$ENVIRONMENT" >"$init_run/handover"
+        echo handover >"$init_run/status"
+        return
+    fi
     [ $# -gt 0 ] || fail 'nothing to run' 'config.sh sets neither ENTRYPOINT nor CMD'
+    case $STOP_SIGNAL in
+        '' | [1-9] | [1-5][0-9] | 6[0-4]) ;;
+        *) fail "bad STOP_SIGNAL $STOP_SIGNAL" 'it is not a number from 1 to 64' ;;
+    esac
+    find_user "${RUN_AS:-0}"
     enter_workdir "${WORKDIR:-/}"
     find_program "$1"
-    shift
     (start "$@" 3>&-)
     echo $? >"$init_run/status"
 }
 
 # Leaves a trap that tells what is wrong with config.sh when that ends this shell; the caller removes it.
 read_config() {
-    unset ENTRYPOINT CMD ENVIRONMENT WORKDIR RUN_AS INIT_MODE GUEST_IP VOLUME_MOUNTS
+    # None of it may come from the environment, into which the kernel puts words of its command line.
+    unset ENTRYPOINT CMD ENVIRONMENT WORKDIR RUN_AS STOP_SIGNAL INIT_MODE VOLUME_MOUNTS \
+        GUEST_IP GUEST_CIDR GUEST_MASK GUEST_GW GUEST_DNS GUEST_HOSTNAME
     [ -f "$init_run/config/config.sh" ] || fail 'no config.sh' 'the config disk does not hold it'
     trap broken_config EXIT
     # shellcheck source=/dev/null
@@ -246,9 +418,65 @@ broken_config() {
     fail 'config.sh is broken' "${init_why:-it ends the shell that reads it}"
 }
 
+# What programs expect in /etc to find hosts. Here, as its links are the image's.
+write_names() {
+    [ -z "$GUEST_HOSTNAME" ] || write_file /etc/hostname "$GUEST_HOSTNAME"
+    [ -s /etc/hosts ] || write_file /etc/hosts "127.0.0.1 localhost $GUEST_HOSTNAME${init_newline}::1 localhost"
+    init_servers=
+    for init_server in $GUEST_DNS; do
+        case $init_server in *[!0-9a-fA-F.:]*) fail "bad GUEST_DNS $init_server" 'it is no address' ;; esac
+        init_servers=${init_servers:+$init_servers$init_newline}"nameserver $init_server"
+    done
+    [ -z "$init_servers" ] || write_file /etc/resolv.conf "$init_servers"
+}
+
+# write_file PATH TEXT: a link there is replaced, for it may lead nowhere, or to where a file system will be mounted.
+write_file() {
+    [ -d "${1%/*}" ] || try "cannot make ${1%/*}" mkdir -p "${1%/*}"
+    ! [ -L "$1" ] || try "cannot replace $1" rm "$1"
+    printf '%s\n' "$2" 2>/dev/null >"$1" || fail "cannot write $1" 'it is no file, or no space is left'
+}
+
+bind_volume() {
+    [ -d "$2" ] || try "cannot make $2 for a volume" mkdir -p "$2"
+    try "cannot mount a volume on $2" mount -o bind "$init_run/volumes/$init_number" "$2"
+}
+
+# find_user USER[:GROUP]: sets init_uid and init_gid, and HOME unless config.sh has exported that. init_name is empty
+# unless the groups are to be those of a user that the image knows.
+find_user() {
+    init_uid='' init_gid=0 init_home=/ init_name=''
+    while IFS=: read -r init_word _ init_number init_group _ init_directory _; do
+        [ "$init_word" = "${1%%:*}" ] || [ "$init_number" = "${1%%:*}" ] || continue
+        init_name=$init_word init_uid=$init_number init_gid=$init_group init_home=${init_directory:-/}
+        break
+    done 2>/dev/null </etc/passwd
+    case $init_uid:${1%%:*} in
+        :*[!0-9]* | :) fail "cannot run as ${1%%:*}" 'the image knows no such user' ;;
+        :0) init_uid=0 init_home=/root ;;
+        :*) init_uid=${1%%:*} ;;
+    esac
+    export HOME="${HOME:-$init_home}"
+    case $1 in *:*) find_group "${1#*:}" ;; esac
+}
+
+# find_group GROUP: sets init_gid.
+find_group() {
+    init_name='' init_gid=''
+    while IFS=: read -r init_word _ init_number _; do
+        [ "$init_word" = "$1" ] || [ "$init_number" = "$1" ] || continue
+        init_gid=$init_number
+        break
+    done 2>/dev/null </etc/group
+    case $init_gid:$1 in
+        :*[!0-9]* | :) fail "cannot run with the group $1" 'the image knows no such group' ;;
+        :*) init_gid=$1 ;;
+    esac
+}
+
 enter_workdir() {
     cd "$1" 2>/dev/null && return
-    init_why=$("$init_busybox" mkdir -p "$1" 2>&1) || fail "cannot make the working directory $1" "${init_why##*: }"
+    try "cannot make the working directory $1" mkdir -p "$1"
     cd "$1" || fail "cannot enter the working directory $1" 'it was made, and is not one'
 }
 
@@ -269,14 +497,69 @@ find_program() {
     [ -e "$init_program" ] || fail "entrypoint $1 not found" "PATH is $PATH" 127
     [ -f "$init_program" ] || fail "cannot run entrypoint $1" 'it is not a file' 126
     [ -x "$init_program" ] || fail "cannot run entrypoint $1" 'it is not executable' 126
+    check_format "$1"
 }
 
-# start ARGUMENT...: become the entrypoint, in a session of its own. Without setsid between them, `env` would take a
-# program with a = in its path for an assignment.
+# What the kernel would refuse to execute, past the point where this script could say why.
+check_format() {
+    read_head "$init_program" 24
+    case $init_head in
+        ?ELF*)
+            find_machine
+            init_wanted=$init_class$init_machine
+            read_head "$init_busybox" 24
+            find_machine
+            # What is of another class, so for 32 bits, some kernels can run.
+            case $init_wanted in
+                "$init_class$init_machine") ;;
+                "$init_class"*) fail "cannot run entrypoint $1" 'it was built for another architecture' 126 ;;
+            esac
+            ;;
+        '#!'*)
+            read_head "$init_program" 256
+            # shellcheck disable=SC2086 # to be split, at blanks
+            set -- "$1" ${init_head#??}
+            [ -x "$2" ] || fail "cannot run entrypoint $1" "its interpreter $2 is missing" 126
+            ;;
+        *) fail "cannot run entrypoint $1" 'it is neither an ELF program nor a script that begins with #!' 126 ;;
+    esac
+}
+
+# read_head FILE LENGTH: sets init_head to the first of its bytes that are no NUL, up to a newline.
+read_head() {
+    # shellcheck disable=SC3045 # busybox has -n
+    IFS='' read -r -n "$2" init_head 2>/dev/null <"$1"
+}
+
+# Sets init_class to EI_CLASS and EI_DATA, and init_machine to e_machine, of the ELF header in init_head. Without the
+# NULs it is found by what is next to it: EI_VERSION and e_version are the same byte.
+#    7f E L F class data version [ABI] type machine version ...
+find_machine() {
+    init_head=${init_head#????}
+    init_class=${init_head%"${init_head#??}"}
+    init_head=${init_head#??}
+    init_version=${init_head%"${init_head#?}"}
+    init_head=${init_head#?}
+    init_head=${init_head%%"$init_version"*}
+    init_machine=${init_head#"${init_head%?}"}
+}
+
+# start WORD...: become the entrypoint, in a session of its own. Without setsid between them, `env` would take a program
+# with a = in its path for an assignment.
 start() {
     read -r init_pid _ </proc/self/stat # $$ is the process this one was forked from
-    echo "$init_pid" >"$init_run/entrypoint"
-    eval "set -- $ENVIRONMENT "'"$init_busybox" setsid "$init_program" "$@"'
+    echo "$init_pid $STOP_SIGNAL" >"$init_run/entrypoint"
+    if [ -n "$init_name" ]; then
+        init_word=$1
+        shift
+        # Of busybox's applets the one that sets a user's groups. Without a file of PIDs it would look for a program
+        # that runs already, and not start it again.
+        set -- start-stop-daemon -S -p "$init_run/none" -c "$init_name" -x "$init_program" -a "$init_word" -- "$@"
+    else
+        shift
+        set -- nsenter -S "$init_uid" -G "$init_gid" -- "$init_program" "$@"
+    fi
+    eval "set -- $ENVIRONMENT "'"$init_busybox" setsid "$init_busybox" "$@"'
     exec "$init_busybox" env -u SHLVL -u PWD -u OLDPWD -- "$@"
 }
 

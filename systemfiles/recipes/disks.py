@@ -1,0 +1,147 @@
+"""The three disks of a guest, each one file for a VMM. Their labels are also the serials that the guest knows them by:
+
+======== ==================== ================================================ =====
+rootfs   `write_rootfs_disk`  the merged layers of an OCI image, only read     0444
+overlay  `write_overlay_disk` what the guest will change: ext4 with a journal  0600
+config   `write_config_disk`  config.sh, only read: see recipes/guestconfig    0600
+======== ==================== ================================================ =====
+
+Nothing is mounted and no program of the host takes part. So no privilege is needed, and equal arguments make equal
+bytes, whoever does it where and when. The files are sparse. Each appears under its name whole, or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, BinaryIO, Literal, get_args
+
+from systemfiles.foundation.diskimage import BLOCK, Image, Span, directory, file
+from systemfiles.foundation.erofs import write_erofs
+from systemfiles.foundation.errors import UsageError
+from systemfiles.foundation.ext4 import LEAST_JOURNAL, write_ext4
+from systemfiles.foundation.files import READ_ONLY, fsync_path, publish, scratch_dir, storing
+from systemfiles.recipes.guestconfig import GuestConfig
+from systemfiles.recipes.imagetree import Limits, merge
+
+DiskFormat = Literal["ext4", "erofs"]
+
+LIMITS = Limits(entries=500_000, size=32 << 30)
+"""What the layers of a root file system may hold, unless the caller says otherwise."""
+
+_PRIVATE = 0o600
+_PIECE = 1 << 16
+_BYTES_PER_INODE = 8192
+_MOST_JOURNAL = 16384  # blocks
+_LEAST_WITH_JOURNAL = 4096
+
+
+def write_config_disk(path: Path, config: GuestConfig) -> None:
+    """Makes `path` a small ext4 disk that holds config.sh; replaces what was there.
+
+    Raises UsageError, NoSpace, StoreError.
+    """
+    script = config.script()
+    root = directory()
+    root.children["config.sh"] = file(Span(0, len(script)), mode=0o400)
+    with _new_disk(path, mode=_PRIVATE) as (image, _):
+        write_ext4(image, root, io.BytesIO(script), label="config")
+
+
+def write_overlay_disk(path: Path, size: int) -> None:
+    """Makes `path` an empty ext4 disk of `size` bytes; it takes next to no space until a guest writes to it.
+
+    What is there is never replaced: it may be what a guest has written. Raises UsageError for that and for a size that
+    is too small or too large, NoSpace, StoreError.
+    """
+    blocks = size // BLOCK
+    journal = min(max(blocks // 64, LEAST_JOURNAL), _MOST_JOURNAL) if blocks >= _LEAST_WITH_JOURNAL else 0
+    root = directory()
+    root.children["lost+found"] = directory(mode=0o700)
+    root.children |= {name: directory() for name in ("upper", "work")}  # what init would have to make
+    with _new_disk(path, mode=_PRIVATE, replacing=False) as (image, _):
+        inodes = size // _BYTES_PER_INODE
+        write_ext4(image, root, io.BytesIO(), label="overlay", size=size, inodes=inodes, journal=journal)
+
+
+def write_rootfs_disk(
+    path: Path,
+    layers: Sequence[BinaryIO],
+    *,
+    format: DiskFormat = "ext4",
+    size: int | None = None,
+    limits: Limits = LIMITS,
+) -> None:
+    """Makes `path` a disk with the tree that an image's `layers` make, lowest first; replaces what was there.
+
+    `size` in bytes is as small as can be by default. Raises InvalidArchive for layers that are none or exceed `limits`,
+    UsageError for a size that is too small, ToolMissing for a zstd layer on a host without libarchive, NoSpace,
+    StoreError.
+    """
+    if format not in get_args(DiskFormat):
+        msg = f"there is no disk format {format!r}"
+        raise UsageError(msg, hint=f"it is one of {', '.join(get_args(DiskFormat))}")
+    write = write_ext4 if format == "ext4" else write_erofs
+    with _new_disk(path, mode=READ_ONLY) as (image, work), _Spool(work / "contents") as spool:
+        root = merge(layers, spool.keep, limits=limits)
+        with spool.reader() as contents:
+            write(image, root, contents, label="rootfs", size=size)
+
+
+@contextmanager
+def _new_disk(path: Path, *, mode: int, replacing: bool = True) -> Iterator[tuple[Image, Path]]:
+    """An image to write, and a directory to work in; what was written becomes `path` when all went well."""
+    _refuse_existing(path, replacing=replacing)
+    with scratch_dir(path.parent) as work:
+        staged = work / "disk"
+        with Image(staged) as image:
+            yield image, work
+        if replacing:
+            publish(staged, path, mode=mode)
+            return
+        with storing(path):
+            staged.chmod(mode)
+            fsync_path(staged)
+            try:
+                os.link(staged, path)  # unlike a rename, it replaces nothing
+            except FileExistsError:
+                _refuse_existing(path, replacing=False)
+            fsync_path(path.parent)
+
+
+def _refuse_existing(path: Path, *, replacing: bool) -> None:
+    if not replacing and os.path.lexists(path):
+        msg = f"{path} is there already, and may hold what a guest has written: it was kept"
+        raise UsageError(msg, hint="remove it first, or name another file")
+
+
+class _Spool:
+    """A file that takes the contents of files, one behind the other."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._image = Image(path)
+        self._end = 0
+
+    def keep(self, content: IO[bytes]) -> Span:
+        start = self._end
+        while data := content.read(_PIECE):
+            self._image.write(self._end, data)
+            self._end += len(data)
+        return Span(start, self._end - start)
+
+    def reader(self) -> BinaryIO:
+        self._image.resize(self._end)
+        return self._path.open("rb")
+
+    def __enter__(self) -> _Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._image.close()

@@ -1,0 +1,169 @@
+"""What goes wrong is told in one line, and the machine ends: within 10 s by its own clock, and never by a panic.
+
+Init waits for nothing but disks and a network device, so it is there that time is taken."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from systemfiles.recipes.guestconfig import GuestConfig, Network
+
+from .guest import Entry, Host, shell
+from .qemu import Q35, TALKATIVE, VIRT, VIRT_MMIO, Machine, Outcome
+
+pytestmark = pytest.mark.boot
+
+TRUE = shell("true")
+
+
+def fails(outcome: Outcome, error: str, status: int = 125) -> None:
+    """`error` is a pattern for the whole of what init tells."""
+    assert len(outcome.errors) == 1, outcome.console
+    assert re.fullmatch(error, outcome.errors[0]), outcome.errors
+    assert outcome.exit == status
+    assert outcome.clean, outcome.console
+
+
+@pytest.mark.parametrize(
+    ("machine", "missing"), [(Q35, "rootfs"), (VIRT, "overlay"), (VIRT_MMIO, "config")], ids=lambda value: str(value)
+)
+def test_a_missing_disk_is_named(host: Host, machine: Machine, missing: str) -> None:
+    disks = host.disks(machine, TRUE)
+    del disks[missing]
+    outcome = host.boot(machine, disks, arguments=TALKATIVE)
+    fails(outcome, rf"missing disk: {missing} \(waited 5 s, and there is: vda vdb\)")
+    assert 4 < outcome.init_seconds < 10, outcome.console
+
+
+@pytest.mark.parametrize("role", ["rootfs", "overlay", "config"])
+def test_a_disk_that_holds_no_file_system_is_named(host: Host, role: str) -> None:
+    disks = host.disks(Q35, TRUE)
+    disks[role].unlink()
+    disks[role].write_bytes(bytes(1 << 20))
+    kind = "ext4" if role == "overlay" else "ext4, squashfs or erofs"
+    fails(host.boot(Q35, disks), rf"cannot mount the {role} disk vd[abc] as {kind} \(Invalid argument\)")
+
+
+def test_a_config_disk_without_a_config_is_told(host: Host) -> None:
+    disks = host.disks(VIRT, TRUE)
+    host.write_root(disks["config"], {})
+    fails(host.boot(VIRT, disks), r"no config.sh \(the config disk does not hold it\)")
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        pytest.param("", r"nothing to run \(config.sh sets neither ENTRYPOINT nor CMD\)", id="empty"),
+        pytest.param(
+            "CMD='\n", r"config.sh is broken \(/run/config/config.sh: line 2: syntax error: .*\)", id="syntax"
+        ),
+        pytest.param("exit 0\n", r"config.sh is broken \(it ends the shell that reads it\)", id="exits"),
+        pytest.param("CMD=\\'", r"config.sh is broken \(.*\)", id="list"),
+        pytest.param("CMD=true ENVIRONMENT=X\n", r"bad ENVIRONMENT \(X is not NAME=VALUE\)", id="environment"),
+        pytest.param("CMD=true INIT_MODE=runit\n", r"bad INIT_MODE runit \(.*\)", id="init-mode"),
+        pytest.param("CMD=true STOP_SIGNAL=65\n", r"bad STOP_SIGNAL 65 \(.*\)", id="stop-signal"),
+        pytest.param("CMD=true RUN_AS=nobody\n", r"cannot run as nobody \(.*\)", id="user"),
+        pytest.param("CMD=true RUN_AS=web:wheel\n", r"cannot run with the group wheel \(.*\)", id="group"),
+        pytest.param(
+            "CMD=true WORKDIR=/bin/sh/x\n", r"cannot make the working directory /bin/sh/x \(.*\)", id="workdir"
+        ),
+        pytest.param("CMD=true VOLUME_MOUNTS=vda:/x\n", r"bad volume vda:/x \(.*\)", id="volume"),
+        pytest.param("CMD=true VOLUME_MOUNTS=vdx:/x:ro\n", r"missing disk: vdx \(waited 5 s\)", id="no-volume"),
+        pytest.param("CMD=true GUEST_HOSTNAME=a_b\n", r"cannot be called a_b \(.*\)", id="hostname"),
+        pytest.param("CMD=true GUEST_DNS=one.one\n", r"bad GUEST_DNS one.one \(it is no address\)", id="dns"),
+    ],
+)
+def test_a_config_that_cannot_be_met_is_told(host: Host, config: str, error: str) -> None:
+    fails(host.run(Q35, config), error)
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        pytest.param("GUEST_IP=10.0.2.15\n", r"cannot give eth0 the address 10.0.2.15 \(neither .*\)", id="no-prefix"),
+        pytest.param(
+            "GUEST_IP=10.0.2.315 GUEST_CIDR=24\n", r"cannot give eth0 the address 10.0.2.315/24 \(.*\)", id="ip"
+        ),
+        pytest.param(
+            "GUEST_IP=10.0.2.15 GUEST_CIDR=33\n", r"cannot give eth0 the address 10.0.2.15/33 \(.*\)", id="cidr"
+        ),
+        pytest.param(
+            "GUEST_IP=10.0.2.15 GUEST_MASK=255.255.255.0 GUEST_GW=192.0.2.1\n",
+            r"cannot route by 192.0.2.1 \(Network is unreachable\)",
+            id="gateway-elsewhere",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_is_told(host: Host, config: str, error: str) -> None:
+    fails(host.run(VIRT, "CMD=true\n" + config, network=True), error)
+
+
+def test_a_network_without_a_device_is_told(host: Host) -> None:
+    config = replace(TRUE, network=Network("10.0.2.15/24"))
+    fails(host.run(Q35, config), r"missing network device: eth0 \(waited 5 s\)")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "error"),
+    [
+        pytest.param(["nginx"], 127, r"entrypoint nginx not found \(PATH is /bin\)", id="not-found"),
+        pytest.param(["/bin/nginx\nx"], 127, r"entrypoint /bin/nginx x not found \(.*\)", id="newline"),
+        pytest.param(["/etc"], 126, r"cannot run entrypoint /etc \(it is not a file\)", id="directory"),
+        pytest.param(["/etc/passwd"], 126, r"cannot run entrypoint /etc/passwd \(it is not executable\)", id="mode"),
+        pytest.param(["/foreign"], 126, r"cannot run entrypoint /foreign \(.* another architecture\)", id="foreign"),
+        pytest.param(["/text"], 126, r"cannot run entrypoint /text \(it is neither an ELF program .*\)", id="text"),
+        pytest.param(["/script"], 126, r"cannot run entrypoint /script \(its interpreter /bin/bash .*\)", id="script"),
+    ],
+)
+def test_an_entrypoint_that_cannot_run_is_told(host: Host, words: list[str], status: int, error: str) -> None:
+    tree: dict[str, Entry] = {
+        "foreign": host.provisioned.busybox(VIRT.arch),
+        "text": b"hello\n",
+        "script": b"#!/bin/bash -e\n",
+    }
+    outcome = host.run(Q35, GuestConfig(entrypoint=words, environment={"PATH": "/bin"}), host.tree(Q35) | tree)
+    fails(outcome, error, status)
+
+
+def test_an_entrypoint_of_the_other_architecture_is_told_there_too(host: Host) -> None:
+    tree = host.tree(VIRT) | {"foreign": host.provisioned.busybox(Q35.arch)}
+    error = r"cannot run entrypoint /foreign \(it was built for another architecture\)"
+    fails(host.run(VIRT, GuestConfig(entrypoint=["/foreign"]), tree), error, 126)
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["new", "used"])
+def test_an_overlay_that_cannot_be_written_is_told(host: Host, used: bool) -> None:
+    disks = host.disks(Q35, TRUE)
+    if used:
+        assert host.boot(Q35, disks).exit == 0
+    fails(host.boot(Q35, disks, locked=["overlay"]), r"cannot write the overlay disk vdb \(it is read-only\)")
+
+
+def test_a_new_overlay_without_space_is_told(host: Host) -> None:
+    disks = host.disks(Q35, TRUE)
+    host.write_root(disks["overlay"], {})  # such a disk has no space to spare
+    disks["overlay"].chmod(0o600)
+    fails(host.boot(Q35, disks), r"cannot write the overlay disk vdb \(No space left on device\)")
+
+
+@pytest.mark.parametrize("machine", [Q35, VIRT], ids=str)
+def test_an_overlay_that_the_guest_has_filled_is_told(host: Host, machine: Machine) -> None:
+    disks = host.disks(machine, shell("dd if=/dev/zero of=/filling bs=4096; echo x >>/filling; echo full"))
+    first = host.boot(machine, disks)
+    assert "full" in first.lines
+    assert first.clean
+    fails(host.boot(machine, disks), r"cannot write the overlay disk vdb \(no space is left on it\)")
+
+
+def test_a_shell_is_there_to_look_around_only_when_the_command_line_asks(host: Host) -> None:
+    # the first bytes come before the serial line is set up, and are lost
+    typed = b"\n" * 32 + b"echo there are $(ls -d /proc/1/root/run/rootfs/*)\nexit\n"
+    outcome = host.run(Q35, "", {"etc": None}, arguments="systemfiles.debug", typed=typed)
+    assert "there are /proc/1/root/run/rootfs/etc" in outcome.console
+    fails(outcome, r"nothing to run \(.*\)")
+    outcome = host.run(Q35, "", {"etc": None}, typed=typed)
+    assert "there are /proc/1/root/run/rootfs/etc" not in outcome.console
+    fails(outcome, r"nothing to run \(.*\)")
