@@ -126,7 +126,7 @@ def test_an_update_that_apt_cannot_answer_moves_nothing_and_gives_apts_own_words
     assert CLOSED.removesuffix("/") in ran.stderr or not sources
     assert "apt-get update" in ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr
-    assert (tree(behind.data_dir), behind.lock) == before
+    assert (tree(behind.data_dir / "system"), behind.lock) == before
     assert behind.system().resolve() == behind.old
 
 
