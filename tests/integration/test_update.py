@@ -118,7 +118,7 @@ def test_an_update_that_apt_cannot_answer_moves_nothing_and_gives_apts_own_words
     sources: str, behind: Behind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APT_CONFIG", str(apt_conf(tmp_path, sources)))
-    before = tree(behind.data_dir), behind.lock
+    before = tree(behind.data_dir / "system"), behind.lock
     ran = behind.doit("update")
     assert ran.returncode != 0
     assert "could not be fetched" in ran.stderr
