@@ -16,7 +16,8 @@ in single quotes, in which a shell changes nothing; a single quote itself is wri
     GUEST_DNS='10.0.2.3 1.1.1.1'         addresses between spaces
     VOLUME_MOUNTS='vdd:/data:rw vde:/ref:overlay:vdf'
                                          device:path:mode[:overlay device] between spaces; a device by its name,
-                                         path or virtio serial; ro, rw, or overlay, whose changes the overlay device takes
+                                         path or virtio serial; ro, rw, or overlay, whose changes the overlay
+                                         device takes
 
 It is UTF-8, foreign bytes as they came (surrogate escapes in Python's text), and never holds NUL.
 

@@ -85,9 +85,12 @@ def losses(before: State, after: State) -> Iterator[Problem]:
         yield Problem("system/oci-cache/index.json", f"entries of others were {before.foreign}, are {after.foreign}")
     for table in ("kernel", "initrd", "busybox"):
         for version, arches in before.lock.get(table, {}).items():
-            for arch in arches:
-                if arch not in after.lock.get(table, {}).get(version, {}):
-                    yield Problem("system/versions.lock", f"{table} {version} ({arch}) was pinned and is lost")
+            for arch, pin in arches.items():
+                found = after.lock.get(table, {}).get(version, {}).get(arch)
+                more = isinstance(pin, list) and isinstance(found, list) and all(one in found for one in pin)
+                moved = table == "busybox" and found is not None  # its key is a name that may move
+                if found != pin and not more and not moved:
+                    yield Problem("system/versions.lock", f"{table} {version} ({arch}) was {pin}, is {found}")
 
 
 def temporary(data_dir: Path) -> list[Path]:

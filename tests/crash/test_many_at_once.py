@@ -200,6 +200,7 @@ def test_kills_and_other_tools_at_the_same_time_lose_nothing(here: World, tmp_pa
     assert_equal_answers(crowd)
     state = assert_whole(data)
     named = {json.loads(entry)["annotations"][REF_NAME] for entry in state.foreign[1:]}
+    assert foreign
     assert named == {f"foreign-{number}" for number in range(1, foreign + 1)}
     # what the killed ones left is removed once it is old
     for path in (data / "tmp").iterdir():
