@@ -215,11 +215,7 @@ class SystemFiles:
             read_lock(self.paths.versions_lock)
         except SystemFilesError as error:
             yield error
-        known = {
-            f"{facts.sha256}  {artifact.kind}/{artifact.version}/{artifact.arch}/{name}"
-            for artifact in self.artifacts()
-            for name, facts in artifact.files.items()
-        }
+        known = {line for artifact in self.artifacts() for line in artifact.sums}
         try:
             lines = self.paths.sha256sums.read_text(errors="replace").splitlines()
         except OSError:

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import (
-    PASSING,
     DigestMismatch,
     IntegrityError,
     InvalidDigest,
@@ -36,6 +35,7 @@ from systemfiles.foundation.errors import (
     SizeMismatch,
     StoreError,
     UnsupportedArch,
+    require_fault_of_file,
 )
 from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, is_version
 
@@ -75,6 +75,12 @@ class Artifact(NamedTuple):
     @property
     def path(self) -> Path:
         return self.directory / self.file
+
+    @property
+    def sums(self) -> list[str]:
+        """Its lines of SHA256SUMS (sha256sum(1))."""
+        place = f"{self.kind}/{self.version}/{self.arch}"
+        return [f"{facts.sha256}  {place}/{name}" for name, facts in sorted(self.files.items())]
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -134,7 +140,7 @@ class Artifacts:
         except (FileNotFoundError, NotADirectoryError):
             raise NotProvisioned(kind, version, arch.value, looked_in=directory) from None
         except OSError as error:
-            _require_fault_of_file(error, path)
+            require_fault_of_file(error, path)
             raise IntegrityError(path, expected="a file", got=error.strerror, consequence=_REFUSED) from error
         record = parse_record(raw, path)
         if (named := (record["kind"], record["version"], record["arch"])) != (kind, version, arch.value):
@@ -238,7 +244,7 @@ class Artifacts:
         try:
             got = hash_file(path)[0]
         except OSError as error:
-            _require_fault_of_file(error, path)
+            require_fault_of_file(error, path)
             raise IntegrityError(path, expected=expected, got=error.strerror, consequence=consequence) from error
         if got != expected:
             raise DigestMismatch(path, expected=expected, got=got, consequence=consequence)
@@ -260,13 +266,6 @@ def _listed(root: Path, pattern: str) -> list[Path]:
         return sorted(root.glob(pattern))
     except OSError as error:
         msg = f"{error.filename or root} cannot be listed ({error.strerror})"
-        raise StoreError(msg) from error
-
-
-def _require_fault_of_file(error: OSError, path: Path) -> None:
-    """Raises StoreError where this process is short of something: that says nothing of the file."""
-    if error.errno in PASSING:
-        msg = f"{path} cannot be read ({error.strerror})"
         raise StoreError(msg) from error
 
 

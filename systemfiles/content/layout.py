@@ -26,13 +26,13 @@ from typing import Any
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import (
-    PASSING,
     DigestMismatch,
     IntegrityError,
     InvalidDigest,
     LockTimeout,
     NotFound,
     StoreError,
+    require_fault_of_file,
 )
 from systemfiles.foundation.files import NewFile, fsync_path, make_dirs, publish, scratch_dir, storing, write_file
 from systemfiles.foundation.lock import Timeout, locked
@@ -168,9 +168,7 @@ class Layout:
                 return False
             return hash_file(path)[0] == digest
         except OSError as error:
-            if error.errno in PASSING:
-                msg = f"{self.blob(digest)} cannot be read ({error.strerror})"
-                raise StoreError(msg) from error
+            require_fault_of_file(error, self.blob(digest))
             return False
 
     def read(self, digest: Digest, *, limit: int = LARGEST_JSON) -> bytes:

@@ -30,6 +30,18 @@ _ZEROS = bytes(_PIECE)
 Content = TypeVar("Content")
 
 
+FILE_TYPES = {
+    stat.S_IFREG: 1,
+    stat.S_IFDIR: 2,
+    stat.S_IFCHR: 3,
+    stat.S_IFBLK: 4,
+    stat.S_IFIFO: 5,
+    stat.S_IFSOCK: 6,
+    stat.S_IFLNK: 7,
+}
+"""What directories call the types of inodes, in ext4 and EROFS alike (linux/fs_types.h)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """`size` bytes of some file from `start` on."""

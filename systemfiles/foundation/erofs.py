@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from systemfiles.foundation.diskimage import BLOCK, Image, Inode, Inventory, Span, encoded, entries, refuse
+from systemfiles.foundation.diskimage import BLOCK, FILE_TYPES, Image, Inode, Inventory, Span, encoded, entries, refuse
 from systemfiles.foundation.errors import UsageError
 
 _START = 1024 + 128
@@ -34,15 +34,6 @@ _EXTENDED = 1
 _NAME = 12
 _NONE = 0xFFFFFFFF
 _XATTRS_MAX = 0xFFFF
-_TYPES = {
-    stat.S_IFREG: 1,
-    stat.S_IFDIR: 2,
-    stat.S_IFCHR: 3,
-    stat.S_IFBLK: 4,
-    stat.S_IFIFO: 5,
-    stat.S_IFSOCK: 6,
-    stat.S_IFLNK: 7,
-}
 _PREFIXES = {
     "system.posix_acl_access": 2,
     "system.posix_acl_default": 3,
@@ -201,6 +192,6 @@ def _directory(inode: Inode[Span], parent: Inode[Span], places: dict[Inode[Span]
         heads, names = b"", b""
         for name, child in block:
             start = _NAME * len(block) + len(names)
-            heads += struct.pack("<QHBB", places[child].start // _SLOT, start, _TYPES[child.type], 0)
+            heads += struct.pack("<QHBB", places[child].start // _SLOT, start, FILE_TYPES[child.type], 0)
             names += name
         yield heads + names

@@ -258,8 +258,11 @@ class StoreError(SystemFilesError):
     """The content store or the data directory is damaged, unwritable, or not what it claims to be."""
 
 
-PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What this process is short of; it says nothing of the file it was about to read."""
+def require_fault_of_file(error: OSError, path: object) -> None:
+    """Raises StoreError where this process is short of something: that says nothing of the file at `path`."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        msg = f"{path} cannot be read ({error.strerror})"
+        raise StoreError(msg) from error
 
 
 def unexpected(error: OSError) -> StoreError:

@@ -6,12 +6,11 @@ fs/ext4/xattr.h for the hashes of attributes, fs/ext4/acl.h and include/uapi/lin
 
 from __future__ import annotations
 
-import stat
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from systemfiles.foundation.diskimage import BLOCK, Inode, Span, entries, refuse
+from systemfiles.foundation.diskimage import BLOCK, FILE_TYPES, Inode, Span, entries, refuse
 
 GROUP = 32768  # blocks: as many as one block has bits
 INODE_SIZE = 256
@@ -26,15 +25,6 @@ _HAS_JOURNAL = 0x4
 _INCOMPAT = 0x2 | 0x40  # filetype, extents
 _RO_COMPAT = 0x1 | 0x2 | 0x20 | 0x40  # sparse_super, large_file, dir_nlink, extra_isize
 _EXTRA = 32  # bytes in use of an inode's second half
-_TYPES = {
-    stat.S_IFREG: 1,
-    stat.S_IFDIR: 2,
-    stat.S_IFCHR: 3,
-    stat.S_IFBLK: 4,
-    stat.S_IFIFO: 5,
-    stat.S_IFSOCK: 6,
-    stat.S_IFLNK: 7,
-}
 _ACLS = {"system.posix_acl_access": 2, "system.posix_acl_default": 3}
 _PREFIXES = {"user.": 1, "trusted.": 4, "security.": 6}
 _NAMED = (0x02, 0x08)  # the tags of an access list's entries that carry an id: user and group
@@ -112,7 +102,7 @@ def directory(node: Inode[Span], parent: Inode[Span], number: Callable[[Inode[Sp
             yield _ended(block, last)
             block, last = bytearray(), 0
         last = len(block)
-        block += struct.pack("<IHBB", number(child), length, len(name), _TYPES[child.type]) + name
+        block += struct.pack("<IHBB", number(child), length, len(name), FILE_TYPES[child.type]) + name
         block += bytes(-len(name) % 4)
     yield _ended(block, last)
 

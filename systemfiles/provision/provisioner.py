@@ -132,6 +132,5 @@ class Provisioner:
                 except IntegrityError as error:
                     log.warning("%s %s is left out of SHA256SUMS: %s", kind, version, error.summary)
                     continue
-                for name, facts in sorted(artifact.files.items()):
-                    lines.append(f"{facts.sha256}  {kind}/{version}/{arch}/{name}\n")
+                lines += [f"{line}\n" for line in artifact.sums]
         return "".join(lines).encode()
