@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from systemfiles.bootfiles import InitrdFile, KernelFile
+from systemfiles.commands.common import add_json, add_names, add_place, say, say_json, system_of
 from systemfiles.foundation.errors import SystemFilesError, ToolMissing, UsageError, unexpected
 from systemfiles.foundation.paths import CONTENT_STORE
-from systemfiles.system import SystemFiles
 from systemfiles.version import __version__
 
 _DESCRIPTION = """\
@@ -63,7 +63,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         summary, add_options, run = _COMMANDS[name]
         command = commands.add_parser(name, help=summary, formatter_class=_Help)
         command.set_defaults(run=run)
-        _add_place(command)
+        add_place(command)
         add_options(command)
     return parser
 
@@ -82,36 +82,20 @@ def _columns() -> int:
         return 80
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where everything is kept")
-    parser.add_argument("--catalog-file", type=Path, metavar="FILE", help="a catalog laid over the shipped one")
-
-
-def _add_names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", help="a named pair of defaults (systemfiles ls --catalog)")
-    parser.add_argument("--kernel", metavar="VERSION", help="a kernel version")
-    parser.add_argument("--initrd", metavar="VERSION", help="an initrd version")
-    parser.add_argument("--arch", help="x86_64 or aarch64 (default: this host's)")
-
-
-def _add_json(parser: argparse.ArgumentParser, help_text: str = "print JSON") -> None:
-    parser.add_argument("--json", action="store_true", help=help_text)
-
-
 def _provision_options(parser: argparse.ArgumentParser) -> None:
-    _add_names(parser)
+    add_names(parser)
     parser.add_argument("--all", action="store_true", help="every profile of the catalog")
     parser.add_argument("--update", action="store_true", help="first move rolling versions to what apt has now")
 
 
 def _path_options(parser: argparse.ArgumentParser) -> None:
-    _add_names(parser)
-    _add_json(parser, "print everything known of them as JSON")
+    add_names(parser)
+    add_json(parser, "print everything known of them as JSON")
 
 
 def _list_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--catalog", action="store_true", help="list what the catalog offers instead")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _lock_options(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +105,7 @@ def _lock_options(parser: argparse.ArgumentParser) -> None:
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repair", action="store_true", help="make again what is damaged or missing")
-    _add_json(parser)
+    add_json(parser)
 
 
 def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
@@ -129,16 +113,7 @@ def _add_kernel_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="vmlinux, bzImage, Image or Image.gz")
     parser.add_argument("--version", required=True, help="its name from now on, such as my-6.12.1")
     parser.add_argument("--arch", help="its architecture (default: this host's)")
-    _add_json(parser)
-
-
-def _system(options: argparse.Namespace) -> SystemFiles:
-    return SystemFiles(
-        options.data_dir,
-        catalog=options.catalog_file,
-        profile=getattr(options, "profile", None),
-        arch=getattr(options, "arch", None),
-    )
+    add_json(parser)
 
 
 def _provision(options: argparse.Namespace) -> int:
@@ -153,7 +128,7 @@ def _provision(options: argparse.Namespace) -> int:
 
 
 def _path(options: argparse.Namespace) -> int:
-    system = _system(options)
+    system = system_of(options)
     if options.profile is not None:
         system.catalog.find_profile(options.profile)  # a mistyped one is an error even where it is not needed
     if options.kernel is not None and options.initrd is None:
@@ -163,51 +138,51 @@ def _path(options: argparse.Namespace) -> int:
     else:
         files = system.resolve(options.kernel, options.initrd)
         if options.json:
-            _say_json(files.to_dict())
+            say_json(files.to_dict())
         else:
-            _say(f"kernel  {files.kernel.path}\ninitrd  {files.initrd.path}")
+            say(f"kernel  {files.kernel.path}\ninitrd  {files.initrd.path}")
     return 0
 
 
 def _say_file(file: KernelFile | InitrdFile, *, as_json: bool) -> None:
     if as_json:
-        _say_json(file.to_dict())
+        say_json(file.to_dict())
     else:
-        _say(str(file.path))
+        say(str(file.path))
 
 
 def _list(options: argparse.Namespace) -> int:
     from systemfiles import listing
 
-    system = _system(options)
+    system = system_of(options)
     rows = listing.offered(system.catalog) if options.catalog else listing.provided(system.artifacts())
     if options.json:
-        _say_json(rows)
+        say_json(rows)
     else:
-        _say(listing.table(rows))
+        say(listing.table(rows))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    found = _system(options).verify(repair=options.repair)
+    found = system_of(options).verify(repair=options.repair)
     if options.json:
-        _say_json({key: value if key == "artifacts" else [*map(str, value)] for key, value in found._asdict().items()})
+        say_json({key: value if key == "artifacts" else [*map(str, value)] for key, value in found._asdict().items()})
         return 1 if found.problems else 0
     for problem in found.repaired:
-        _say(f"repaired: {problem.summary}")
+        say(f"repaired: {problem.summary}")
     for problem in found.problems:
         sys.stderr.write(f"error: {problem}\n")
     if found.problems:
         if not options.repair:
-            _say("`systemfiles verify --repair` makes it again, from the content store or from its origin")
+            say("`systemfiles verify --repair` makes it again, from the content store or from its origin")
         return 1
-    _say(f"{found.artifacts} artifacts and the content store are intact")
+    say(f"{found.artifacts} artifacts and the content store are intact")
     return 0
 
 
 def _add(options: argparse.Namespace) -> int:
     # --version is the kernel's here, --arch may be absent
-    kernel = _system(options).add_kernel(options.file, options.version)
+    kernel = system_of(options).add_kernel(options.file, options.version)
     _say_file(kernel, as_json=options.json)
     return 0
 
@@ -216,7 +191,7 @@ def _lock(options: argparse.Namespace) -> int:
     from systemfiles.content.layout import Layout
     from systemfiles.foundation.lock import run_locked
 
-    system = _system(options)
+    system = system_of(options)
     Layout(system.paths).create()  # some tools make none where nothing is yet
     try:
         return run_locked(system.paths.lock(CONTENT_STORE), options.command)
@@ -227,22 +202,31 @@ def _lock(options: argparse.Namespace) -> int:
         raise UsageError(msg) from error
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-def _say_json(value: object) -> None:
-    import json
-
-    _say(json.dumps(value, indent=1))
-
-
+_AddOptions = Callable[[argparse.ArgumentParser], None]
 _Run = Callable[[argparse.Namespace], int]
-_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], _Run]] = {
+
+
+def _module(name: str) -> tuple[_AddOptions, _Run]:
+    """A command of commands/, imported by its use."""
+    from importlib import import_module
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        import_module(f"systemfiles.commands.{name}").add_options(parser)
+
+    def run(options: argparse.Namespace) -> int:
+        status: int = import_module(f"systemfiles.commands.{name}").run(options)
+        return status
+
+    return add_options, run
+
+
+_COMMANDS: dict[str, tuple[str, _AddOptions, _Run]] = {
     "provision": ("fetch or build what is missing, and print the paths", _provision_options, _provision),
     "path": ("print where a kernel and an initrd are; builds nothing, needs no network", _path_options, _path),
     "ls": ("list what is on disk", _list_options, _list),
     "verify": ("read every byte on disk and compare it with its record", _verify_options, _verify),
+    "disk": ("make a guest's root, overlay or config disk", *_module("disk")),
+    "boot": ("boot the pair in QEMU and check what it promises a guest", *_module("boot")),
     "lock": ("run another tool that writes to the content store, while nobody else does", _lock_options, _lock),
     "add": ("take a local kernel in as a version of its own", _add_kernel_options, _add),
 }

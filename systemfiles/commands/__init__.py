@@ -1,0 +1,1 @@
+"""The larger commands of `systemfiles`, a module each: `add_options(parser)` and `run(options) -> exit status`."""

@@ -1,0 +1,44 @@
+"""What commands share: options that several have, and how they say their results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from systemfiles.system import SystemFiles
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--catalog-file", type=Path, metavar="FILE", help="a catalog laid over the shipped one")
+
+
+def add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", help="a named pair of defaults (systemfiles ls --catalog)")
+    parser.add_argument("--kernel", metavar="VERSION", help="a kernel version")
+    parser.add_argument("--initrd", metavar="VERSION", help="an initrd version")
+    parser.add_argument("--arch", help="x86_64 or aarch64 (default: this host's)")
+
+
+def add_json(parser: argparse.ArgumentParser, help_text: str = "print JSON") -> None:
+    parser.add_argument("--json", action="store_true", help=help_text)
+
+
+def system_of(options: argparse.Namespace) -> SystemFiles:
+    return SystemFiles(
+        options.data_dir,
+        catalog=options.catalog_file,
+        profile=getattr(options, "profile", None),
+        arch=getattr(options, "arch", None),
+    )
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def say_json(value: object) -> None:
+    import json
+
+    say(json.dumps(value, indent=1))
