@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from systemfiles.bootfiles import InitrdFile, KernelFile
-from systemfiles.commands.common import add_json, add_names, add_place, say, say_json, system_of
+from systemfiles.commands.common import add_json, add_names, add_place, say, say_files, say_json, system_of
 from systemfiles.foundation.errors import SystemFilesError, ToolMissing, UsageError, unexpected
 from systemfiles.foundation.paths import CONTENT_STORE
 from systemfiles.version import __version__
@@ -140,7 +140,7 @@ def _path(options: argparse.Namespace) -> int:
         if options.json:
             say_json(files.to_dict())
         else:
-            say(f"kernel  {files.kernel.path}\ninitrd  {files.initrd.path}")
+            say_files(files)
     return 0
 
 
@@ -225,6 +225,13 @@ _COMMANDS: dict[str, tuple[str, _AddOptions, _Run]] = {
     "path": ("print where a kernel and an initrd are; builds nothing, needs no network", _path_options, _path),
     "ls": ("list what is on disk", _list_options, _list),
     "verify": ("read every byte on disk and compare it with its record", _verify_options, _verify),
+    "lease": ("hold a kernel and an initrd for a running VM", *_module("lease")),
+    "pin": ("hold a kernel and an initrd for a snapshot", *_module("pin")),
+    "unpin": ("end a pin", *_module("unpin")),
+    "pins": ("list the pins", *_module("pins")),
+    "restore": ("print where a pin's files are, and bring back what is gone", *_module("restore")),
+    "gc": ("remove what nothing holds", *_module("gc")),
+    "du": ("say what takes the space, and why it is there", *_module("du")),
     "disk": ("make a guest's root, overlay or config disk", *_module("disk")),
     "boot": ("boot the pair in QEMU and check what it promises a guest", *_module("boot")),
     "lock": ("run another tool that writes to the content store, while nobody else does", _lock_options, _lock),

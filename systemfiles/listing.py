@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.catalog import Catalog
@@ -39,10 +39,10 @@ def offered(catalog: Catalog) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Mapping[str, str | int]], *, empty: str = "nothing is provisioned here") -> str:
     """Rows under upper-case headings, in columns as wide as their longest value."""
     if not rows:
-        return "nothing is provisioned here"
+        return empty
     shown = [[heading.upper() for heading in rows[0]]]
     shown += [[human_size(value) if isinstance(value, int) else value for value in row.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]

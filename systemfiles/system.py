@@ -5,9 +5,10 @@ Resolving reads two small records and two file stamps; everything heavier is imp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from systemfiles.bootfiles import BootFiles, InitrdFile, KernelFile
 from systemfiles.content.artifacts import Artifact, Artifacts, fits
@@ -17,16 +18,24 @@ from systemfiles.foundation.errors import (
     IncompatiblePair,
     IntegrityError,
     NotProvisioned,
-    StoreError,
+    SnapshotMismatch,
     SystemFilesError,
 )
 from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, default_data_dir
 
 if TYPE_CHECKING:
+    from systemfiles.content.images import Image
     from systemfiles.foundation.catalog import Catalog
     from systemfiles.foundation.lock import Timeout
     from systemfiles.foundation.progress import Progress
     from systemfiles.provision.provisioner import Provisioner
+    from systemfiles.provision.verification import Verification
+    from systemfiles.registry.leases import Lease
+    from systemfiles.retention.held import HeldLease
+    from systemfiles.retention.holdings import Holdings
+    from systemfiles.retention.keeper import Collection, Keeper
+    from systemfiles.retention.pins import Pin
+    from systemfiles.retention.reasons import Explanation
 
 
 class DefaultVersions(NamedTuple):
@@ -34,17 +43,6 @@ class DefaultVersions(NamedTuple):
 
     kernel: str
     initrd: str
-
-
-class Verification(NamedTuple):
-    """How many artifacts were read in full, all that is wrong with them or with the content store, and what was mended.
-
-    After a repair that could not mend everything, `problems` says why as well.
-    """
-
-    artifacts: int
-    problems: tuple[SystemFilesError, ...]
-    repaired: tuple[SystemFilesError, ...] = ()
 
 
 class SystemFiles:
@@ -77,11 +75,14 @@ class SystemFiles:
         kernel: str | None = None,
         initrd: str | None = None,
         *,
+        holder: str | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> BootFiles:
         """Provides a kernel and an initrd, the profile's unless named, and builds what is missing.
 
+        With a `holder` they are leased to it, without end, before this returns: `release_all` ends that. Without one
+        a collection may take them as soon as the grace period is over.
         `timeout` is how long, in seconds, to wait at most each time that another process is at it. `progress` is called
         as (subject, bytes done, bytes in all or None).
         Raises UnknownVersion, UnsupportedArch, VersionConflict, IncompatiblePair, SourceError, IntegrityError,
@@ -91,8 +92,16 @@ class SystemFiles:
         provisioner = self.provisioner(progress=progress, timeout=timeout)
         provisioner.require_known(kernel, initrd, self.arch)
         provisioner.rolling.resolve([kernel], [initrd], self.arch)
-        provided = provisioner.kernels.provide(kernel, self.arch).artifact
-        return _boot_files(provided, provisioner.initrds.provide(initrd, provided, self.arch).artifact)
+        while True:
+            booted = provisioner.kernels.provide(kernel, self.arch)
+            root = provisioner.initrds.provide(initrd, booted.artifact, self.arch)
+            made = [each.artifact for each in (booted, root) if each.note]
+            files = _boot_files(booted.artifact, root.artifact)
+            try:
+                self.holdings.provided(made, [booted.artifact, root.artifact], holder)
+            except NotProvisioned:
+                continue  # collected in the instant between
+            return files
 
     def resolve(self, kernel: str | None = None, initrd: str | None = None) -> BootFiles:
         """Exactly these versions (default: `default_versions`) as they are on disk, intact.
@@ -141,9 +150,145 @@ class SystemFiles:
             raise self._missing(INITRD, initrd)
         return DefaultVersions(version, concrete)
 
+    def lease(self, files: BootFiles | Mapping[str, Any], *, holder: str, ttl: float | None = None) -> HeldLease:
+        """Keeps `files` (or their `to_dict()`) from being collected for `ttl` seconds, None is without end.
+
+        To be used in a `with` block, or until `release`. Once it returns, both are there and intact.
+        Raises NotProvisioned, IntegrityError, SnapshotMismatch for another content under these versions, UsageError,
+        StoreError.
+        """
+        from systemfiles.retention.held import HeldLease
+
+        held = files if isinstance(files, BootFiles) else BootFiles.from_dict(files)
+        lease = self.holdings.registrar.hold(self._load(held), holder, ttl=ttl)
+        taken = HeldLease(self.holdings.registry, lease, held)
+        try:
+            artifacts = self._load(held)
+            _require_same(artifacts, held)
+            for artifact in artifacts:
+                self._artifacts.check(artifact)
+        except SystemFilesError:
+            taken.release()
+            raise
+        return taken
+
+    acquire = lease
+
+    def renew(self, lease_id: str, ttl: float | None = None) -> Lease:
+        """Lets a lease end `ttl` seconds from now. Raises LeaseNotFound, for one that has ended too."""
+        return self.holdings.registry.leases.renew(lease_id, now=self.holdings.registry.clock(), ttl=ttl)
+
+    def release(self, lease_id: str) -> None:
+        """Ends a lease. Raises LeaseNotFound, for one that has ended too."""
+        self.holdings.registry.leases.release(lease_id, now=self.holdings.registry.clock())
+
+    def release_all(self, holder: str) -> int:
+        """Ends all leases of a holder, and returns how many."""
+        return self.holdings.release_all(holder)
+
+    def leases(self, holder: str | None = None) -> tuple[Lease, ...]:
+        """The live leases, of everybody or of one holder, oldest first."""
+        return self.holdings.leases(holder)
+
+    def pin(
+        self,
+        name: str,
+        files: BootFiles | Mapping[str, Any],
+        *,
+        hypervisor: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Pin:
+        """Holds `files` (or their `to_dict()`) under `name` until `unpin`, whatever becomes of the registry.
+
+        The same once more changes nothing; for anything else under that name it raises SnapshotMismatch. Raises
+        NotProvisioned, IntegrityError, UsageError, StoreError.
+        """
+        held = files if isinstance(files, BootFiles) else BootFiles.from_dict(files)
+        artifacts = self._load(held)
+        _require_same(artifacts, held)
+        return self.holdings.pin(name, artifacts, hypervisor=hypervisor, labels=labels or {})
+
+    def unpin(self, name: str) -> None:
+        """Ends a pin. Raises PinNotFound."""
+        self.holdings.unpin(name)
+
+    def pins(self) -> tuple[Pin, ...]:
+        """All pins, by name. Raises StoreError for a damaged one."""
+        return tuple(self.holdings.pins)
+
+    def restore(
+        self, pinned: str | Mapping[str, Any], *, hypervisor: str | None = None, full: bool = False
+    ) -> BootFiles:
+        """The files that a pin, or a stored `BootFiles.to_dict()`, names: exactly these bytes, or a typed error.
+
+        What is gone or damaged is brought back, by digest: from the content store, a registry, or its origin.
+        `full` reads every byte. With `hypervisor` that must be the one on record.
+        Raises SnapshotMismatch, which says what differs, PinNotFound, SourceUnavailable, NotProvisioned, UsageError.
+        """
+        return _boot_files(*self.keeper.restore(pinned, self.provisioner, hypervisor=hypervisor, full=full))
+
+    def collect(
+        self,
+        *,
+        dry_run: bool = False,
+        grace: int | None = None,
+        keep_last: int | None = None,
+        max_cache_bytes: int | None = None,
+        accept_lost_leases: bool = False,
+    ) -> Collection:
+        """Removes what nothing holds: no lease, no pin, no profile, and no use within `grace` seconds.
+
+        `dry_run` only tells, and changes nothing at all. The limits are the catalog's [retention] unless given.
+        Raises LeasesLost, and StoreError or CatalogError when it cannot be told what is held; then nothing is removed.
+        """
+        rules = self.keeper.rules(self.catalog, grace=grace, keep_last=keep_last, max_cache_bytes=max_cache_bytes)
+        return self.keeper.collect(
+            self.provisioner(), self.catalog, rules, dry_run=dry_run, accept_lost_leases=accept_lost_leases
+        )
+
+    def explain(self, subject: str) -> tuple[Explanation, ...]:
+        """Why everything that `subject` names (a version, a digest, a pin, a name in the content store) is kept or
+        would go. Raises UsageError when nothing here is called that."""
+        return self.keeper.explain(subject, self.catalog)
+
+    def usage(self) -> tuple[list[dict[str, str | int]], int]:
+        """What takes space here and why it is kept, as rows (`size` in bytes); and all bytes, shared ones once."""
+        return self.keeper.usage(self.catalog)
+
+    @cached_property
+    def holdings(self) -> Holdings:
+        """Who holds what in this data directory."""
+        from systemfiles.retention.holdings import Holdings
+
+        return Holdings(self.paths, self._artifacts)
+
+    @cached_property
+    def keeper(self) -> Keeper:
+        """What is kept in this data directory, and why."""
+        from systemfiles.retention.keeper import Keeper
+
+        return Keeper(self.holdings)
+
     def add_kernel(self, path: Path | str, version: str) -> KernelFile:
         """Takes a local kernel file in as `version`. Raises InvalidKernel, VersionConflict, UsageError, StoreError."""
         return _kernel_file(self.provisioner().kernels.add(Path(path), version, self.arch).artifact)
+
+    def image(self, name: str, *, progress: Progress | None = None, timeout: float | None = None) -> Image:
+        """An image for guests from the content store: by its name or digest there (`sha256:…`), or by its reference.
+
+        One that is not there is pulled when `name` is a full reference, the registry's host in it; with a digest it is
+        exactly that image. The blobs must be there with their sizes; the manifest's and the config's digests are
+        compared. `progress` and `timeout` as in `ensure`.
+        Raises NotProvisioned, SourceError, IntegrityError, LockTimeout, StoreError.
+        """
+        from systemfiles.content.images import find_image
+
+        try:
+            if found := find_image(self.paths, name, self.arch):
+                return found
+        except IntegrityError:
+            pass  # what can be pulled again is
+        return self.provisioner(progress=progress, timeout=timeout).images.image(name, self.arch)
 
     def artifacts(self) -> Iterator[Artifact]:
         """Everything on disk, of every architecture, sorted; records only, files not looked at.
@@ -164,71 +309,11 @@ class SystemFiles:
         With `repair` it is made again at once, under new inodes: from the content store, or from its origin.
         Raises StoreError; with `repair`, CatalogError as well.
         """
-        found = self._verify()
+        from systemfiles.provision.verification import verify, verify_and_repair
+
         if not repair:
-            return found
-        provisioner = self.provisioner(progress=progress)
-        provisioner.sweep()
-        if not found.problems:
-            if not provisioner.manifest_is_current():
-                provisioner.write_manifest()
-            return found
-        from systemfiles.provision.repair import repair as make_again
-
-        failures: list[SystemFilesError] = []
-        try:
-            failures += make_again(provisioner, self.catalog)
-        except SystemFilesError as error:  # such as a versions.lock that cannot be read
-            failures.append(error)
-        left = self._verify()
-        still = {str(problem) for problem in left.problems}
-        repaired = tuple(problem for problem in found.problems if str(problem) not in still)
-        return Verification(left.artifacts, (*left.problems, *(failures if left.problems else ())), repaired)
-
-    def _verify(self) -> Verification:
-        from systemfiles.content.store import Store
-
-        if not self.paths.system.is_dir():
-            msg = f"nothing was ever provisioned in {self.paths.data_dir}"
-            raise StoreError(msg, hint="is this the right data directory? (--data-dir, $SYSTEMFILES_DATA_DIR)")
-        count = 0
-        problems: list[SystemFilesError] = []
-        for kind in KINDS:
-            for version, arch in self._artifacts.versions(kind):
-                count += 1
-                try:
-                    problems += self._artifacts.verify(self._artifacts.load(kind, version, arch))
-                except SystemFilesError as error:
-                    problems.append(error)
-        try:
-            problems += Store(self.paths, self._artifacts).verify()
-        except SystemFilesError as error:  # such as an index that cannot be read
-            problems.append(error)
-        problems += self._unreadable_lists()
-        return Verification(count, tuple(problems))
-
-    def _unreadable_lists(self) -> Iterator[SystemFilesError]:
-        """What is wrong with versions.lock and SHA256SUMS; the latter need not know what `ensure` just made."""
-        from systemfiles.foundation.lockfile import read_lock
-
-        try:
-            read_lock(self.paths.versions_lock)
-        except SystemFilesError as error:
-            yield error
-        known = {line for artifact in self.artifacts() for line in artifact.sums}
-        try:
-            lines = self.paths.sha256sums.read_text(errors="replace").splitlines()
-        except OSError:
-            return  # it is written by the next run
-        for line in lines:
-            if line not in known:
-                yield IntegrityError(
-                    self.paths.sha256sums,
-                    expected="a line for each file of each artifact",
-                    got=repr(line[:100]),
-                    consequence="sha256sum -c would refuse it",
-                )
-                return
+            return verify(self.paths, self._artifacts)
+        return verify_and_repair(self.paths, self._artifacts, self.provisioner(progress=progress), self.catalog)
 
     @property
     def catalog(self) -> Catalog:
@@ -245,6 +330,13 @@ class SystemFiles:
         from systemfiles.provision.provisioner import Provisioner
 
         return Provisioner(self.paths, self.catalog, self._artifacts, progress=progress or silent, timeout=timeout)
+
+    def _load(self, files: BootFiles) -> list[Artifact]:
+        load = self._artifacts.load
+        return [
+            load(KERNEL, files.kernel.version, files.kernel.arch),
+            load(INITRD, files.initrd.version, files.initrd.arch),
+        ]
 
     def _names(self, kernel: str | None, initrd: str | None) -> tuple[str, str]:
         if kernel is not None and initrd is not None and self.profile is None:
@@ -288,6 +380,18 @@ def _warn(message: str) -> None:
     import logging
 
     logging.getLogger(__name__).warning(message)
+
+
+def _require_same(artifacts: list[Artifact], files: BootFiles) -> None:
+    """Raises SnapshotMismatch when one of the versions has another content here than `files` says."""
+    kernel, initrd = artifacts
+    facts = {
+        KERNEL: (files.kernel.sha256, kernel.files[kernel.file].sha256),
+        INITRD: (files.initrd.content_sha256, str(initrd.record["content_sha256"])),
+    }
+    if differences := {what: pair for what, pair in facts.items() if pair[0] != pair[1]}:
+        subject = "the record of boot files"
+        raise SnapshotMismatch(subject, differences=differences)
 
 
 def _boot_files(kernel: Artifact, initrd: Artifact) -> BootFiles:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from systemfiles.system import SystemFiles
+
+if TYPE_CHECKING:
+    from systemfiles.bootfiles import BootFiles
+    from systemfiles.retention.pins import Pin
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +38,26 @@ def system_of(options: argparse.Namespace) -> SystemFiles:
         profile=getattr(options, "profile", None),
         arch=getattr(options, "arch", None),
     )
+
+
+def say_files(files: BootFiles) -> None:
+    """Two lines, for a kernel and an initrd."""
+    say(f"kernel  {files.kernel.path}\ninitrd  {files.initrd.path}")
+
+
+def say_table(rows: Sequence[Mapping[str, str | int]], *, empty: str) -> None:
+    """A table, or `empty` where there is nothing to list."""
+    from systemfiles.listing import table
+
+    say(table(rows, empty=empty))
+
+
+def pin_facts(pin: Pin) -> dict[str, Any]:
+    """A pin for JSON, without the records of how its files were made."""
+    facts = pin.to_json()
+    for kind in ("kernel", "initrd"):
+        facts[kind] = {key: value for key, value in facts[kind].items() if key != "record"}
+    return facts
 
 
 def say(text: str) -> None:

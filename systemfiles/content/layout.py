@@ -45,6 +45,10 @@ IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 MANAGED = "io.systemfiles.managed"
+SOURCE = "io.systemfiles.source"
+BASE = "io.systemfiles.base"
+"""On the entry of an image that initrds are built on."""
+INGESTING = "ingesting"
 LARGEST_JSON = 4 << 20
 _MEND = "restore it from a backup, or remove it: entries that are ours are then written again"
 _WALKABLE = (
@@ -122,6 +126,7 @@ class Layout:
         self._scratch = paths.tmp
         self._lock = paths.lock(CONTENT_STORE)
         self._index = self.root / "index.json"
+        self._ingesting: list[Path] = []
 
     def blob(self, digest: Digest) -> Path:
         """Where the blob with this digest is, or would be."""
@@ -134,6 +139,7 @@ class Layout:
     def add(self, new: NewFile, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
         """Takes a finished file in under its digest; an intact blob that is there already is kept instead."""
         digest, size = new.digest(), new.size
+        self._note(digest)
         final = self.blob(digest)
         make_dirs(final.parent)
         if self.intact(digest, size):
@@ -152,6 +158,7 @@ class Layout:
         """Takes the finished file at `path` (in the data directory's tmp/) in; `path` may be gone afterwards."""
         with storing(path):
             digest, size = hash_file(path)
+        self._note(digest)
         final = self.blob(digest)
         make_dirs(final.parent)
         if self.intact(digest, size):
@@ -205,6 +212,13 @@ class Layout:
                 if not self._index.exists():
                     self._write_index({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})
 
+    def entries(self) -> list[tuple[str | None, Descriptor]]:
+        """Every entry of index.json that can be understood, and its name when it has one; `names` is one for each name.
+
+        Raises StoreError when the index is unreadable, or an entry is.
+        """
+        return [(_name_of(entry), Descriptor.from_json(entry)) for entry in self._read_quietly()["manifests"]]
+
     def names(self) -> dict[str, Descriptor]:
         """Every name in index.json and what it points to. Raises StoreError when the index is unreadable."""
         named: dict[str, Descriptor] = {}
@@ -229,7 +243,7 @@ class Layout:
             target.media_type, target.digest, target.size, {**target.annotations, REF_NAME: name, MANAGED: "true"}
         ).to_json()
         self.create()
-        with locked(self._lock, timeout=self._timeout):
+        with self.exclusively():
             index = self._read_index()
             if entry in index["manifests"]:
                 return
@@ -237,8 +251,50 @@ class Layout:
             index["manifests"] = [*others, entry]
             self._write_index(index)
 
-    def reachable(self, target: Descriptor) -> Iterator[Descriptor]:
-        """`target` and all that it refers to, each once; a manifest that cannot be read ends its branch."""
+    def unname(self, name: str) -> None:
+        """Drops our entry called `name`; call it inside `exclusively`. What it reached is then for the sweep."""
+        index = self._read_index()
+        others = [other for other in index["manifests"] if _name_of(other) != name or not _is_managed(other)]
+        if len(others) < len(index["manifests"]):
+            index["manifests"] = others
+            self._write_index(index)
+
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """While nobody else names or removes anything here, nor begins to rely on a blob that is here."""
+        with locked(self._lock, timeout=self._timeout):
+            yield
+
+    @contextlib.contextmanager
+    def ingesting(self) -> Iterator[None]:
+        """Until the block ends, no sweep removes a blob that is added here, or that turned out to be here already.
+
+        The digests are written down before it is looked for the blob: in a directory under tmp/ whose lock dies with
+        this process. Blocks in several threads keep each other's digests, too.
+        """
+        with scratch_dir(self._scratch) as work:
+            notes = work / INGESTING
+            with storing(notes):
+                notes.touch(mode=0o644)
+            self._ingesting.append(notes)
+            try:
+                yield
+            finally:
+                self._ingesting.remove(notes)
+
+    def ingested(self) -> set[str]:
+        """The digests, in hex, that somebody is about to rely on; call it inside `exclusively`."""
+        noted = set()
+        for notes in self._scratch.glob(f"*/{INGESTING}"):
+            with contextlib.suppress(FileNotFoundError):
+                noted |= set(notes.read_text().split())
+        return noted
+
+    def reachable(self, target: Descriptor, *, strict: bool = False) -> Iterator[Descriptor]:
+        """`target` and all that it refers to, each once; a manifest that cannot be read ends its branch.
+
+        When `strict`, only one that is not there does, and for another StoreError or IntegrityError is raised.
+        """
         todo, seen = [target], set[Digest]()
         while todo:
             current = todo.pop()
@@ -247,14 +303,16 @@ class Layout:
             seen.add(current.digest)
             yield current
             if current.media_type in _WALKABLE:
-                todo += self._children(current.digest)
+                todo += self._children(current.digest, strict=strict)
 
-    def _children(self, digest: Digest) -> list[Descriptor]:
+    def _children(self, digest: Digest, *, strict: bool) -> list[Descriptor]:
         try:
             value = self.read_json(digest)
             parts = [*(value.get("manifests") or ()), *(value.get("layers") or ()), value.get("config")]
             return [Descriptor.from_json(part) for part in parts if part]
         except (StoreError, IntegrityError, TypeError) as error:
+            if strict and not isinstance(error, NotFound):
+                raise
             log.info("manifest %s is not followed: %s", digest, error)
             return []
 
@@ -289,6 +347,14 @@ class Layout:
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, path)
             fsync_path(path.parent)
+
+    def _note(self, digest: Digest) -> None:
+        """Lets no sweep come between the look for a blob and its use."""
+        if self._ingesting:
+            with self.exclusively():
+                for notes in [*self._ingesting]:
+                    with storing(notes), notes.open("a") as out:
+                        out.write(f"{digest.hex}\n")
 
     def _read_quietly(self) -> dict[str, Any]:
         """index.json, without the lock. Other tools write it in place, so what looks broken is read again with it."""
@@ -340,6 +406,11 @@ def _name_of(entry: Mapping[str, Any]) -> str | None:
     annotations = entry.get("annotations")
     name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _is_managed(entry: Mapping[str, Any]) -> bool:
+    annotations = entry.get("annotations")
+    return isinstance(annotations, dict) and MANAGED in annotations
 
 
 def _is_ours(entry: Mapping[str, Any], name: str, digest: Digest) -> bool:

@@ -36,6 +36,7 @@ from systemfiles.foundation.errors import (
 from systemfiles.foundation.files import link_or_copy
 from systemfiles.foundation.lock import Timeout
 from systemfiles.foundation.paths import KINDS, Paths
+from systemfiles.foundation.units import utc
 from systemfiles.version import __version__
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 TITLE = "org.opencontainers.image.title"
 VERSION = "org.opencontainers.image.version"
 _MEDIA_TYPE = "application/vnd.systemfiles.{kind}.v1"
-_HOST_FACTS = ("created_at", "created_by")
+HOST_FACTS = ("created_at", "created_by")
 
 
 def layout_name(kind: str, version: str, arch: Arch) -> str:
@@ -183,6 +184,11 @@ class Store:
     def reassert(self) -> None:
         """Makes index.json reach every artifact on disk again, should another tool have rewritten it."""
         self.layout.create()
+        if not self.is_asserted():
+            with self.layout.ingesting():
+                self._reassert_all()
+
+    def _reassert_all(self) -> None:
         for kind, version, arch in [*self._unasserted()]:
             try:
                 self._reassert(self.artifacts.load(kind, version, arch))
@@ -222,7 +228,7 @@ class Store:
                 self.layout.create()
                 link_or_copy(artifact.directory / name, self.layout.blob(digest), scratch=self._paths.tmp)
             files[name] = Descriptor("application/octet-stream", digest, facts.size)
-        self._name({key: value for key, value in artifact.record.items() if key not in _HOST_FACTS}, files)
+        self._name({key: value for key, value in artifact.record.items() if key not in HOST_FACTS}, files)
 
     def _name(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> None:
         kind, version, arch = record["kind"], record["version"], Arch.parse(record["arch"])
@@ -236,7 +242,7 @@ class Store:
 
     def _publish(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Artifact:
         blobs = {name: self.layout.blob(file.digest) for name, file in files.items()}
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
+        now = utc(self._clock())
         return self.artifacts.publish(record, blobs, created_at=now, created_by=f"systemfiles {__version__}")
 
     def _read_manifest(self, target: Descriptor) -> tuple[dict[str, Any], dict[str, Descriptor]]:

@@ -32,6 +32,7 @@ from systemfiles.foundation.paths import INITRD, KERNEL, VERSION_RULE, check_ver
 
 SYSTEM_CATALOG = Path("/etc/systemfiles/versions.toml")
 MIRRORS_VARIABLE = "SYSTEMFILES_MIRRORS"
+REGISTRY_VARIABLE = "SYSTEMFILES_REGISTRY"
 PROFILE = "profile"
 _LONGEST_CATALOG = 256 << 10
 _LONGEST_LINE = 1000  # a dotted key takes tomllib time quadratic in its length
@@ -76,6 +77,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Url = Annotated[str, StringConstraints(pattern=r"^(https?://|file:/)[^\s]+$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
+Registry = Annotated[str, StringConstraints(pattern=r"^(http://)?[^\s@/]+(/[^\s@/]+)*$")]
 PinnedReference = Annotated[str, StringConstraints(pattern=r"^[^\s@]+/[^\s@]+@sha256:[0-9a-f]{64}$")]
 
 
@@ -141,6 +143,15 @@ class Profile(CatalogModel):
     initrd: VersionName
 
 
+class Retention(CatalogModel):
+    """What a collection leaves although nothing holds it: what is younger than `grace` seconds, the `keep_last` newest
+    kernels and initrds of each architecture, and other content up to `max_cache_bytes`."""
+
+    grace: Annotated[int, Field(ge=0)] = 24 * 3600
+    keep_last: Annotated[int, Field(ge=0)] = 2
+    max_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+
+
 class Catalog(CatalogModel):
     """All that versions.toml and its overlays say."""
 
@@ -150,6 +161,8 @@ class Catalog(CatalogModel):
     kernel: dict[VersionName, Kernel] = {}
     initrd: dict[VersionName, Initrd] = {}
     mirrors: dict[str, tuple[str, ...]] = {}
+    registries: tuple[Registry, ...] = ()
+    retention: Retention | None = None
 
     @field_validator("mirrors")
     @classmethod
@@ -233,6 +246,11 @@ def _merge(layers: list[Catalog], environ: Mapping[str, str]) -> Catalog:
     merged: dict[str, Any] = {"schema": 1, "mirrors": _environment_mirrors(environ)}
     for table in ("profile", "kernel", "initrd"):
         merged[table] = {name: entry for layer in layers for name, entry in getattr(layer, table).items()}
+    merged["registries"] = [
+        *environ.get(REGISTRY_VARIABLE, "").split(),
+        *(registry for layer in reversed(layers) for registry in layer.registries),
+    ]
+    merged["retention"] = next((layer.retention for layer in reversed(layers) if layer.retention), None)
     merged["default_profile"] = next(layer.default_profile for layer in reversed(layers) if layer.default_profile)
     for layer in reversed(layers):
         for prefix, mirrors in layer.mirrors.items():

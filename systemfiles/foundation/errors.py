@@ -302,6 +302,75 @@ class NoSpace(StoreError):
         self.free = free
 
 
+class SnapshotMismatch(SystemFilesError):
+    """What a pin or a VM's record names is not what is there now; `differences` maps each to (recorded, now)."""
+
+    def __init__(
+        self, name: str, *, differences: Mapping[str, tuple[object, object]], hint: str | None = None
+    ) -> None:
+        self.differences = dict(differences)
+        super().__init__(
+            f"{name} names other files",
+            details=[(what, f"{old} is recorded, {new} was given") for what, (old, new) in self.differences.items()],
+            hint=hint,
+        )
+        self.name = name
+
+
+class PinNotFound(SystemFilesError):
+    """There is no pin of that name."""
+
+    def __init__(self, name: str, *, looked_in: object) -> None:
+        super().__init__(f"there is no pin {name!r}", details=[("looked in", looked_in)])
+        self.name = name
+
+
+class AssetNotFound(SystemFilesError):
+    """The registry has no such asset, or it is being deleted."""
+
+    def __init__(self, asset_id: str) -> None:
+        super().__init__(f"the registry has no asset {asset_id!r}")
+        self.asset_id = asset_id
+
+
+class AssetExists(SystemFilesError):
+    """An asset of that id is registered."""
+
+    def __init__(self, asset_id: str) -> None:
+        super().__init__(f"asset {asset_id!r} is registered already", hint="delete it first: none is ever replaced")
+        self.asset_id = asset_id
+
+
+class AssetInUse(SystemFilesError):
+    """An asset cannot be deleted while it is leased. `holders` says by whom, some of them when they are many."""
+
+    def __init__(self, asset_id: str, *, leases: int, holders: Iterable[str]) -> None:
+        self.holders = tuple(holders)
+        many = "1 lease" if leases == 1 else f"{leases} leases"
+        super().__init__(f"asset {asset_id!r} is held by {many}", details=[("holders", ", ".join(self.holders))])
+        self.asset_id = asset_id
+        self.leases = leases
+
+
+class LeaseNotFound(SystemFilesError):
+    """There is no such lease: it was released, or it ended and the collection has removed it."""
+
+    def __init__(self, lease_id: str) -> None:
+        super().__init__(f"there is no lease {lease_id!r}")
+        self.lease_id = lease_id
+
+
+class LeasesLost(SystemFilesError):
+    """The registry was lost and built again without the leases it had, so nothing may be collected yet."""
+
+    def __init__(self, where: object) -> None:
+        super().__init__(
+            f"the registry {where} was built again, and the leases it had are lost",
+            details=[("so", "nothing is collected until that is accepted")],
+            hint="let every VM's owner lease again, then collect once with --accept-lost-leases",
+        )
+
+
 class ToolMissing(SystemFilesError):
     """A program or shared library of the host is not installed."""
 

@@ -31,6 +31,7 @@ LEAST_JOURNAL = 1024
 """Blocks, jbd2's JBD2_MIN_JOURNAL_BLOCKS."""
 
 _INODES_PER_BLOCK = BLOCK // ext4.INODE_SIZE
+_BLOCKS_PER_INODE = 2  # of those to spare
 _MOST_BLOCKS = (1 << 32) - 1
 _LINK_MAX = 65000
 _LEAST_RUN = 28000  # blocks that any group has for data, and more
@@ -48,19 +49,18 @@ def write_ext4(
     *,
     label: str,
     size: int | None = None,
-    inodes: int = 0,
     journal: int = 0,
 ) -> None:
     """Writes the tree below `root`, whose files' bytes are in `contents`, to an image that is empty.
 
     `label` has at most 16 bytes; the UUID and the seed of hashes are made from it. `size` in bytes is as small as can
-    be by default. There are `inodes` at the least, and a `journal` of so many blocks, at least LEAST_JOURNAL or none.
-    Raises UsageError when `size` is too small or too large, InvalidArchive for a tree that ext4 cannot hold, NoSpace,
-    StoreError.
+    be by default, with nothing to spare; space to spare has an inode for each 8 KiB. There is a `journal` of so many
+    blocks, at least LEAST_JOURNAL or none. Raises UsageError when `size` is too small or too large, InvalidArchive for
+    a tree that ext4 cannot hold, NoSpace, StoreError.
     """
     inventory = Inventory.of(root)
     needed = sum(map(_most_blocks, inventory.links)) + journal + _leaves(journal)
-    layout = _plan(needed, max(ext4.FIRST_FREE - 1 + len(inventory.links), inodes), size)
+    layout = _plan(needed, ext4.FIRST_FREE - 1 + len(inventory.links), size)
     image.resize(size or layout.blocks * BLOCK)
     writer = _Writer(image, contents, layout, inventory)
     writer.write_tree()
@@ -156,7 +156,9 @@ def _plan(needed: int, inodes: int, size: int | None) -> _Layout:
         if not layout.fits(needed):
             msg = f"a disk of {size} bytes is too small for what should be on it"
             raise UsageError(msg, hint=f"{_plan(needed, inodes, None).blocks * BLOCK} bytes would do")
-        return layout
+        spare = (layout.room - needed) // _BLOCKS_PER_INODE
+        generous = _Layout.of(size // BLOCK, inodes + spare)
+        return generous if generous.fits(needed) else layout
     groups = _up(needed, GROUP) or 1
     while not (layout := _Layout.of(groups * GROUP, inodes)).fits(needed):
         groups += 1

@@ -321,10 +321,13 @@ def copy_whole(source: Path, final: Path, *, sha256: str) -> None:
 
 
 @contextlib.contextmanager
-def scratch_dir(scratch: Path) -> Iterator[Path]:
-    """A new directory in tmp/, removed with all it holds. Others may traverse it: apt drops its privileges."""
+def scratch_dir(scratch: Path, *, prefix: str = WORK) -> Iterator[Path]:
+    """A new directory, in tmp/ or elsewhere, removed with all it holds; `remove_abandoned` knows it by its prefix.
+
+    Others may traverse it: apt drops its privileges.
+    """
     make_dirs(scratch)
-    with _work_in(scratch, WORK) as work:
+    with _work_in(scratch, prefix) as work:
         with storing(work):
             work.chmod(0o755 | stat.S_IMODE(work.stat().st_mode) & stat.S_ISGID)
         yield work

@@ -6,9 +6,13 @@
     ├── system/
     │   ├── kernel/<version>/<arch>/   vmlinux or Image, modules.tar, artifact.json, stamp.json
     │   ├── initrd/<version>/<arch>/   initrd, artifact.json, stamp.json
+    │   ├── pins/<name>.json           what must not go, whatever the registry says
+    │   ├── store.json                 which store this is in its registry
     │   ├── versions.lock              what rolling versions were resolved to
     │   ├── oci-cache/                 an OCI image layout: oci-layout, index.json, blobs/sha256/<hex>
     │   └── SHA256SUMS                 for `sha256sum -c`
+    ├── registry.sqlite                assets, leases, tombstones; or in PostgreSQL, by $SYSTEMFILES_DATABASE_URL
+    ├── collected.jsonl                what collections removed: one JSON object for each line
     └── tmp/, locks/                   never needed after a crash
 """
 
@@ -19,7 +23,7 @@ import re
 from pathlib import Path
 
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import InvalidName
+from systemfiles.foundation.errors import InvalidName, UsageError
 
 VERSION_RULE = "a-z, 0-9, '.', '_', '-'; a letter or digit first; at most 96 characters"
 _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
@@ -64,6 +68,10 @@ class Paths:
         self.locks = self.data_dir / "locks"
         self.oci_cache = self.system / CONTENT_STORE
         self.sha256sums = self.system / "SHA256SUMS"
+        self.pins = self.system / "pins"
+        self.store = self.system / "store.json"
+        self.registry = self.data_dir / "registry.sqlite"
+        self.collected = self.data_dir / "collected.jsonl"
         self.versions_lock = self.system / "versions.lock"
 
     def kind(self, kind: str) -> Path:
@@ -73,6 +81,14 @@ class Paths:
     def artifact(self, kind: str, version: str, arch: Arch) -> Path:
         """The directory of one version for one architecture. Raises InvalidName."""
         return self.system / kind / check_version(kind, version) / arch.value
+
+    def inside(self, relative: str) -> Path:
+        """A path that is on record relative to the data directory. Raises UsageError for one that leads out of it."""
+        path = self.data_dir / relative
+        if relative.startswith("/") or ".." in path.parts or not relative:
+            msg = f"{relative!r:.200} is no path inside {self.data_dir}"
+            raise UsageError(msg)
+        return path
 
     def lock(self, name: str) -> Path:
         """The file whose lock guards `name`."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from systemfiles.content.artifacts import Artifacts
+from systemfiles.content.layout import Descriptor
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog, Initrd, Kernel
@@ -111,6 +113,16 @@ class Provisioner:
         with self._site.locked(kind, version, arch):
             kept = self.store.kept(kind, version, arch, None) or self.store.recover(kind, version, arch, None)
             return kept is not None
+
+    def put_together(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> None:
+        """Writes an artifact from blobs that are in the content store. Raises VersionConflict, StoreError."""
+        with self._site.locked(record["kind"], record["version"], Arch.parse(record["arch"])):
+            self.store.put(record, files)
+
+    @property
+    def registries(self) -> tuple[str, ...]:
+        """Where artifacts that were published may be had, best first."""
+        return self._catalog.registries
 
     def sweep(self) -> None:
         """Removes what killed processes left in the data directory."""

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
+from systemfiles.content.images import entry_of, parts_of, read_config
 from systemfiles.content.layout import IMAGE_CONFIG, Descriptor
 from systemfiles.content.layout import manifest as image_manifest
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import NoSpace, SourceRefused, StoreError
+from systemfiles.foundation.errors import NoSpace
 from systemfiles.foundation.files import free_bytes
 from systemfiles.foundation.lock import Patience, locked, patience
+from systemfiles.foundation.manifests import (
+    DOCKER_CONFIG,
+    DOCKER_MANIFEST,
+    IMAGE_MANIFEST,
+    Manifest,
+    for_platform,
+    require_platform,
+)
 from systemfiles.provision.site import MIRRORS, Site
 from systemfiles.sources.http import candidates, try_each
-from systemfiles.sources.manifests import DOCKER_MANIFEST, IMAGE_MANIFEST, INDEXES, Manifest, NoPlatform, choose
 from systemfiles.sources.oci import Reference, Repository
-from systemfiles.sources.transport import Transport, printable
+from systemfiles.sources.transport import Transport
 
 PARALLEL = 4
-DEEPEST_INDEX = 4
-MOST_INDEXES = 16
-LARGEST_LAYER = 16 << 30
 CONVERTED = "io.systemfiles.converted-from"
-_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 _AS_OCI = {
-    _DOCKER_CONFIG: IMAGE_CONFIG,
+    DOCKER_CONFIG: IMAGE_CONFIG,
     "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
 }
@@ -42,17 +44,18 @@ class Puller:
         self._site = site
         self._layout = site.store.layout
 
-    def pull(self, reference: str, arch: Arch) -> Descriptor:
+    def pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS) -> Descriptor:
         """The manifest of image `reference` for `arch`, with all it refers to in the content store.
 
-        Mirrors are tried first, the registry last. Raises SourceUnavailable, IntegrityError, UsageError, StoreError.
+        Mirrors are tried first, the registry last; `hint` is for when none has it. Raises SourceUnavailable,
+        IntegrityError, UsageError, StoreError.
         """
         pulled: list[Descriptor] = []
 
         def get(place: str) -> None:
             pulled.append(self._pull_from(Reference.parse(place), arch))
 
-        try_each(candidates(reference, self._site.catalog.mirrors), get, subject=f"image {reference}", hint=MIRRORS)
+        try_each(candidates(reference, self._site.catalog.mirrors), get, subject=f"image {reference}", hint=hint)
         return pulled[-1]
 
     def _pull_from(self, reference: Reference, arch: Arch) -> Descriptor:
@@ -63,8 +66,13 @@ class Puller:
             transport=Transport(stop=stop),
             plain_http=reference.plain_http,
         )
-        manifest = _ForArch(repository, arch).find(repository.manifest(reference.target))
-        config, *layers = parts = _parts(manifest, str(reference))
+
+        def get(entry: Mapping[str, Any]) -> Manifest:
+            return repository.manifest(entry_of(entry, subject=repository.name).digest)
+
+        found = repository.manifest(reference.target)
+        manifest = for_platform(found, arch, get, subject=repository.name)
+        config, *layers = parts = parts_of(manifest, subject=str(reference))
         self._layout.create()
         self._require_space(parts)
         self._fetch_all(repository, [config], stop)
@@ -80,15 +88,9 @@ class Puller:
 
     def _require_platform(self, config: Descriptor, arch: Arch, subject: str) -> None:
         """Refuses an image that says it is for another machine: a manifest may be named without any index."""
-        if config.media_type not in (IMAGE_CONFIG, _DOCKER_CONFIG):
+        if config.media_type not in (IMAGE_CONFIG, DOCKER_CONFIG):
             return
-        try:
-            value = self._layout.read_json(config.digest)
-        except StoreError as error:
-            raise SourceRefused(subject, f"its configuration is broken ({error.summary})") from error
-        said = (str(value.get("os") or "linux"), str(value.get("architecture") or arch.debian))
-        if said != ("linux", arch.debian):
-            raise SourceRefused(subject, f"it is for {printable('/'.join(said))}, and linux/{arch.debian} is wanted")
+        require_platform(read_config(self._layout, config, subject=subject), arch, subject=subject)
 
     def _fetch_all(self, repository: Repository, parts: Sequence[Descriptor], stop: threading.Event) -> None:
         # a layer may be named twice, and is fetched once
@@ -135,48 +137,3 @@ class Puller:
                 subject = f"{repository.name} {part.digest.hex[:12]}"
                 repository.blob(part.digest, part.size, out, subject=subject, progress=progress)
                 self._layout.add(out, part.media_type)
-
-
-def _parts(manifest: Manifest, subject: str) -> list[Descriptor]:
-    """The config and the layers of an image. Raises SourceRefused."""
-    try:
-        parts = [Descriptor.from_json(part) for part in (manifest.value["config"], *manifest.value["layers"])]
-    except (StoreError, KeyError, TypeError) as error:
-        raise SourceRefused(subject, f"its manifest is broken ({error})") from error
-    sizes: dict[Digest, int] = {}
-    for part in parts:
-        if part.size > LARGEST_LAYER:
-            raise SourceRefused(subject, f"its layer {part.digest} is {part.size} bytes long")
-        if sizes.setdefault(part.digest, part.size) != part.size:
-            raise SourceRefused(subject, f"its manifest is broken ({part.digest} has two sizes)")
-    return parts
-
-
-class _ForArch:
-    """The search for one platform's image among indexes, which may be nested."""
-
-    def __init__(self, repository: Repository, arch: Arch) -> None:
-        self._repository = repository
-        self._arch = arch
-        self._asked = 0
-
-    def find(self, found: Manifest, depth: int = 0) -> Manifest:
-        """`found` itself, or what it has for the platform when it is an index. Raises SourceRefused."""
-        if found.media_type not in INDEXES:
-            return found
-        if depth == DEEPEST_INDEX:
-            raise SourceRefused(self._repository.name, f"its indexes are nested more than {DEEPEST_INDEX} deep")
-        *others, last = choose(found, self._arch, subject=self._repository.name)
-        for entry in others:
-            with contextlib.suppress(NoPlatform):
-                return self.find(self._get(entry), depth + 1)
-        return self.find(self._get(last), depth + 1)
-
-    def _get(self, entry: Mapping[str, Any]) -> Manifest:
-        self._asked += 1
-        if self._asked > MOST_INDEXES:
-            raise SourceRefused(self._repository.name, f"it has more than {MOST_INDEXES} indexes to look into")
-        try:
-            return self._repository.manifest(Descriptor.from_json(entry).digest)
-        except StoreError as error:
-            raise SourceRefused(self._repository.name, f"its index is broken ({error})") from error

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,10 +44,16 @@ class Site:
     progress: Progress
     timeout: Timeout
 
-    def locked(self, kind: str, version: str, arch: Arch) -> AbstractContextManager[None]:
-        """The lock under which one artifact is made. Raises InvalidName, LockTimeout."""
+    @contextlib.contextmanager
+    def locked(self, kind: str, version: str, arch: Arch) -> Iterator[None]:
+        """The lock under which one artifact is made, of blobs that nobody collects meanwhile.
+
+        Raises InvalidName, LockTimeout.
+        """
         self.sweep()
-        return locked(self.paths.lock(f"{kind}-{check_version(kind, version)}-{arch}"), timeout=self.timeout)
+        lock = self.paths.lock(f"{kind}-{check_version(kind, version)}-{arch}")
+        with locked(lock, timeout=self.timeout), self.store.layout.ingesting():
+            yield
 
     def sweep(self) -> None:
         """Removes what killed processes left in the data directory."""

@@ -14,19 +14,23 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, BinaryIO, Literal, get_args
+from typing import IO, TYPE_CHECKING, BinaryIO, Literal, get_args
 
 from systemfiles.foundation.diskimage import BLOCK, Image, Span, directory, file
 from systemfiles.foundation.erofs import write_erofs
-from systemfiles.foundation.errors import UsageError
+from systemfiles.foundation.errors import StoreError, UsageError
 from systemfiles.foundation.ext4 import LEAST_JOURNAL, write_ext4
-from systemfiles.foundation.files import READ_ONLY, fsync_path, publish, scratch_dir, storing
+from systemfiles.foundation.files import READ_ONLY, fsync_path, publish, remove_abandoned, scratch_dir, storing
+from systemfiles.foundation.progress import Progress, silent
 from systemfiles.recipes.guestconfig import GuestConfig
 from systemfiles.recipes.imagetree import Limits, merge
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 DiskFormat = Literal["ext4", "erofs"]
 
@@ -35,7 +39,7 @@ LIMITS = Limits(entries=500_000, size=32 << 30)
 
 _PRIVATE = 0o600
 _PIECE = 1 << 16
-_BYTES_PER_INODE = 8192
+_ABANDONED = ".systemfiles-disk-"
 _MOST_JOURNAL = 16384  # blocks
 _LEAST_WITH_JOURNAL = 4096
 
@@ -64,39 +68,47 @@ def write_overlay_disk(path: Path, size: int) -> None:
     root.children["lost+found"] = directory(mode=0o700)
     root.children |= {name: directory() for name in ("upper", "work")}  # what init would have to make
     with _new_disk(path, mode=_PRIVATE, replacing=False) as (image, _):
-        inodes = size // _BYTES_PER_INODE
-        write_ext4(image, root, io.BytesIO(), label="overlay", size=size, inodes=inodes, journal=journal)
+        write_ext4(image, root, io.BytesIO(), label="overlay", size=size, journal=journal)
 
 
 def write_rootfs_disk(
     path: Path,
-    layers: Sequence[BinaryIO],
+    layers: Sequence[BinaryIO | Path],
     *,
     format: DiskFormat = "ext4",
     size: int | None = None,
     limits: Limits = LIMITS,
+    progress: Progress = silent,
 ) -> None:
-    """Makes `path` a disk with the tree that an image's `layers` make, lowest first; replaces what was there.
+    """Makes `path` a disk with the tree that an image's `layers` (files, or their paths) make, lowest first.
 
-    `size` in bytes is as small as can be by default. Raises InvalidArchive for layers that are none or exceed `limits`,
-    UsageError for a size that is too small, ToolMissing for a zstd layer on a host without libarchive, NoSpace,
-    StoreError.
+    It replaces what was there. `size` in bytes is as small as can be by default. `progress` hears of it twice: how much
+    of the layers is unpacked, and how much of what was in them is written. Raises InvalidArchive for layers that are
+    none or exceed `limits`, UsageError for a size that is too small, ToolMissing for a zstd layer on a host without
+    libarchive, NoSpace, StoreError.
     """
     if format not in get_args(DiskFormat):
         msg = f"there is no disk format {format!r}"
         raise UsageError(msg, hint=f"it is one of {', '.join(get_args(DiskFormat))}")
     write = write_ext4 if format == "ext4" else write_erofs
-    with _new_disk(path, mode=READ_ONLY) as (image, work), _Spool(work / "contents") as spool:
-        root = merge(layers, spool.keep, limits=limits)
+    with ExitStack() as stack:
+        unpacking, writing = (_Meter(f"{path.name}: {doing}", progress) for doing in ("unpacking", "writing"))
+        streams = [stack.enter_context(_opened(layer, unpacking)) for layer in layers]
+        image, work = stack.enter_context(_new_disk(path, mode=READ_ONLY))
+        spool = stack.enter_context(_Spool(work / "contents"))
+        root = merge(streams, spool.keep, limits=limits)
         with spool.reader() as contents:
-            write(image, root, contents, label="rootfs", size=size)
+            writing.total = spool.size
+            write(image, root, writing.reader(contents), label="rootfs", size=size)
+        writing.finish()
 
 
 @contextmanager
 def _new_disk(path: Path, *, mode: int, replacing: bool = True) -> Iterator[tuple[Image, Path]]:
     """An image to write, and a directory to work in; what was written becomes `path` when all went well."""
     _refuse_existing(path, replacing=replacing)
-    with scratch_dir(path.parent) as work:
+    remove_abandoned(path.parent, _ABANDONED)
+    with scratch_dir(path.parent, prefix=_ABANDONED) as work:
         staged = work / "disk"
         with Image(staged) as image:
             yield image, work
@@ -119,6 +131,67 @@ def _refuse_existing(path: Path, *, replacing: bool) -> None:
         raise UsageError(msg, hint="remove it first, or name another file")
 
 
+@contextmanager
+def _opened(layer: BinaryIO | Path, meter: _Meter) -> Iterator[BinaryIO]:
+    if not isinstance(layer, Path):
+        meter.total = None  # nobody knows how long it is
+        yield meter.reader(layer)
+        return
+    try:
+        stream = layer.open("rb")
+    except OSError as error:
+        msg = f"the layer {layer} cannot be read ({error.strerror})"
+        raise StoreError(msg) from error
+    with stream:
+        if meter.total is not None:
+            meter.total += os.fstat(stream.fileno()).st_size
+        yield meter.reader(stream)
+
+
+class _Meter:
+    """Reports how much is read of some files together, of `total` bytes or of nobody knows how many."""
+
+    def __init__(self, subject: str, progress: Progress) -> None:
+        self.total: int | None = 0
+        self._subject = subject
+        self._progress = progress
+        self._done = 0
+
+    def reader(self, stream: BinaryIO) -> BinaryIO:
+        return io.BufferedReader(_Metered(stream, self._count), _PIECE)
+
+    def finish(self) -> None:
+        """Nothing more is read, as what an upper layer replaced is not."""
+        self._progress(self._subject, self.total or self._done, self.total)
+
+    def _count(self, size: int) -> None:
+        self._done += size
+        self._progress(self._subject, self._done, self.total)
+
+
+class _Metered(io.RawIOBase):
+    def __init__(self, stream: BinaryIO, count: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._count = count
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
+        data = self._stream.read(len(view))
+        view[: len(data)] = data
+        if data:
+            self._count(len(data))
+        return len(data)
+
+
 class _Spool:
     """A file that takes the contents of files, one behind the other."""
 
@@ -133,6 +206,10 @@ class _Spool:
             self._image.write(self._end, data)
             self._end += len(data)
         return Span(start, self._end - start)
+
+    @property
+    def size(self) -> int:
+        return self._end
 
     def reader(self) -> BinaryIO:
         self._image.resize(self._end)

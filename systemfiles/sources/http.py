@@ -15,6 +15,7 @@ from systemfiles.foundation.digest import CHUNK, Digest
 from systemfiles.foundation.errors import IntegrityError, NoSpace, SizeMismatch, SourceRefused, SourceUnavailable
 from systemfiles.foundation.files import NewFile, free_bytes
 from systemfiles.foundation.progress import Progress, silent
+from systemfiles.foundation.units import printable
 from systemfiles.sources.credentials import credential_for
 from systemfiles.sources.transport import (
     Answered,
@@ -24,7 +25,6 @@ from systemfiles.sources.transport import (
     Unreachable,
     host_of,
     is_loopback,
-    printable,
     reason,
 )
 

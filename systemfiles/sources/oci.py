@@ -25,11 +25,12 @@ from systemfiles.foundation.errors import (
     UsageError,
 )
 from systemfiles.foundation.files import NewFile
+from systemfiles.foundation.manifests import INDEXES, MANIFESTS, Manifest, parse_manifest
 from systemfiles.foundation.progress import Progress, silent
+from systemfiles.foundation.units import printable
 from systemfiles.sources.credentials import credential_for
 from systemfiles.sources.http import download
 from systemfiles.sources.login import Login, read_whole
-from systemfiles.sources.manifests import INDEXES, MANIFESTS, Manifest, parse_manifest
 from systemfiles.sources.transport import (
     Answered,
     Attempts,
@@ -39,7 +40,6 @@ from systemfiles.sources.transport import (
     following,
     host_of,
     is_loopback,
-    printable,
 )
 from systemfiles.sources.upload import Upload
 

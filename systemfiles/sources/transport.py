@@ -30,6 +30,7 @@ from urllib3.util import parse_url
 
 from systemfiles.foundation.digest import CHUNK
 from systemfiles.foundation.errors import SourceRefused
+from systemfiles.foundation.units import printable
 from systemfiles.sources.connection import TimelyAdapter
 from systemfiles.version import __version__
 
@@ -300,11 +301,6 @@ def reason(error: Exception) -> str:
         return "it does not speak TLS (for plain http, a mirror of images is written with http://)"
     text = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause) or type(cause).__name__
     return printable(text)
-
-
-def printable(text: str) -> str:
-    """What an origin says, in one line that can do a terminal no harm."""
-    return "".join(char if char.isprintable() else " " for char in text[:200])
 
 
 def following(url: str, location: str) -> str:

@@ -22,10 +22,10 @@ from systemfiles.content.layout import Descriptor
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.files import NewFile
+from systemfiles.foundation.manifests import DOCKER_MANIFEST, IMAGE_INDEX, IMAGE_MANIFEST, INDEXES, choose
 from systemfiles.sources.credentials import Credential, credential_for
 from systemfiles.sources.http import download, try_each
 from systemfiles.sources.login import Login
-from systemfiles.sources.manifests import DOCKER_MANIFEST, IMAGE_INDEX, IMAGE_MANIFEST, INDEXES, choose
 from systemfiles.sources.oci import Reference, Repository
 from systemfiles.sources.transport import Bounds, Transport
 

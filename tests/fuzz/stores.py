@@ -14,8 +14,8 @@ from systemfiles.foundation import catalog
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.lockfile import editing_lock, read_lock
+from systemfiles.foundation.manifests import DOCKER_LIST, IMAGE_INDEX
 from systemfiles.foundation.paths import KERNEL, Paths
-from systemfiles.sources.manifests import DOCKER_LIST, IMAGE_INDEX
 from tests.unit import test_artifacts as artifacts
 from tests.unit import test_lockfile as locks
 

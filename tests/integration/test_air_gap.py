@@ -24,8 +24,8 @@ from systemfiles.content.layout import Descriptor as Part
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import load_catalog
 from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.manifests import IMAGE_INDEX, IMAGE_MANIFEST
 from systemfiles.recipes.busybox import applets
-from systemfiles.sources.manifests import IMAGE_INDEX, IMAGE_MANIFEST
 from systemfiles.sources.oci import Repository
 from tests.boot import qemu
 from tests.boot.guest import Host, shell

@@ -608,3 +608,69 @@ def test_a_kill_leaves_the_old_disk_or_the_new_one(tmp_path: Path) -> None:
             time.sleep(delay)
             process.send_signal(signal.SIGKILL)
         assert disk.read_bytes() in (b"old", (tmp_path / "whole").read_bytes())
+
+
+_WRITE_SLOWLY = """
+import sys, time
+from pathlib import Path
+from systemfiles.recipes.disks import write_rootfs_disk
+def stop(*_):
+    print(flush=True)
+    time.sleep(60)
+write_rootfs_disk(Path(sys.argv[1]), [Path(sys.argv[2])], progress=stop)
+"""
+
+
+def test_what_a_killed_process_left_beside_a_disk_goes_with_the_next_that_is_made_there(tmp_path: Path) -> None:
+    packed = tmp_path / "layer"
+    packed.write_bytes(tar(file("a", b"x" * 100_000)))
+    place = tmp_path / "place"
+    command: list[str | Path] = [sys.executable, "-c", _WRITE_SLOWLY, place / "disk", packed]
+    with (
+        subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as killed,
+        subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as alive,
+    ):
+        for process in (killed, alive):
+            assert process.stdout
+            process.stdout.readline()
+        everyone = set(place.iterdir())
+        assert len(everyone) == 2
+        killed.kill()
+        killed.wait()
+        write_rootfs_disk(place / "disk", [packed])
+        assert set(place.iterdir()) - everyone == {place / "disk"}
+        assert everyone <= set(place.iterdir())  # for a while it could be one that was just made
+        mine = place / ".systemfiles-disk-of-mine"
+        mine.mkdir()
+        for path in (*everyone, mine):
+            os.utime(path, (0, 0))
+        write_overlay_disk(place / "overlay", 8 << 20)
+        left = set(place.iterdir()) - {place / "disk", place / "overlay", mine}
+        assert len(left) == 1
+        assert left < everyone
+        alive.kill()
+    os.utime(left.pop(), (0, 0))
+    write_config_disk(place / "config", GUEST)
+    assert {path.name for path in place.iterdir()} == {"disk", "overlay", "config", mine.name}
+
+
+def inodes(disk: Path) -> tuple[int, int]:
+    """How many there are, and how many are free."""
+    head = run("dumpe2fs", "-h", disk)
+    counts = [re.search(rf"^{what} +(\d+)", head, re.MULTILINE) for what in ("Inode count:", "Free inodes:")]
+    total, free = (int(count[1]) for count in counts if count)
+    return total, free
+
+
+def test_a_root_disk_with_space_to_spare_has_inodes_to_spare(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    full = [file(str(number), b"x" * 4096) for number in range(3000)]
+    write_rootfs_disk(disk, [layer(*full)])
+    least = disk.stat().st_size
+    assert inodes(disk)[1] < 16
+    for size in (least, least + 4096, least + 8 * 4096, least + (1 << 20), 200 << 20, 3 << 30):
+        write_rootfs_disk(disk, [layer(*full)], size=size)
+        check(disk, "ext4")
+        spare = (size - least) // 8192
+        assert spare * 0.9 - 16 < inodes(disk)[1] < spare * 1.1 + 64
+        assert disk.stat().st_size == size

@@ -24,12 +24,12 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import load_catalog
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import SourceRefused, SourceUnavailable
+from systemfiles.foundation.manifests import DOCKER_LIST, DOCKER_MANIFEST, IMAGE_INDEX, IMAGE_MANIFEST
 from systemfiles.foundation.paths import Paths
 from systemfiles.foundation.progress import silent
 from systemfiles.provision.pull import Puller
 from systemfiles.provision.rolling import Rolling
 from systemfiles.provision.site import Site
-from systemfiles.sources.manifests import DOCKER_LIST, DOCKER_MANIFEST, IMAGE_INDEX, IMAGE_MANIFEST
 from systemfiles.sources.oci import Repository
 from tests.integration.support import Completed, completed, tree
 from tests.registries import PASSWORD, USER, Registry, docker_config, registry

@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl
 import pytest
 
 from systemfiles.foundation.errors import SourceRefused
+from systemfiles.foundation.manifests import IMAGE_MANIFEST
 from systemfiles.sources.login import _same_domain
-from systemfiles.sources.manifests import IMAGE_MANIFEST
 from systemfiles.sources.oci import Reference, Repository
 from systemfiles.sources.transport import Unreachable
 from tests.contract.answers import REPOSITORY, basic, bearer, body, only_for, status

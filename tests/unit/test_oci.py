@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import SourceRefused, UsageError
-from systemfiles.sources.manifests import (
+from systemfiles.foundation.manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
     IMAGE_INDEX,

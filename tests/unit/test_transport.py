@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from urllib3.util import parse_url
 
 from systemfiles.foundation.errors import SourceRefused
+from systemfiles.foundation.units import printable
 from systemfiles.sources.transport import (
     BOUNDS,
     Answered,
@@ -27,7 +28,6 @@ from systemfiles.sources.transport import (
     following,
     host_of,
     is_loopback,
-    printable,
     reason,
 )
 from tests.contract.answers import (

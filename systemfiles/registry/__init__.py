@@ -1,0 +1,1 @@
+"""What is known of assets and who holds them, in SQLite or PostgreSQL."""

@@ -1,0 +1,206 @@
+"""Assets: what is known of each, and where its bytes are. How the tables look is in migrations/versions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any
+
+from systemfiles.foundation.errors import AssetExists, AssetNotFound, UsageError
+from systemfiles.registry.database import Database, Transaction, marks
+
+LIVE = "(expires_at IS NULL OR expires_at > ?)"
+"""Whether a lease holds, for now. SQLite orders every text behind all numbers: an unreadable end keeps the lease."""
+
+LATER = "CASE WHEN last_accessed_at < ? THEN ? ELSE last_accessed_at END"
+"""The time of an access, which is given twice, unless a later one is on record."""
+
+_ID = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+
+
+class AssetType(StrEnum):
+    KERNEL = "kernel"
+    ROOTFS = "rootfs"
+    INITRD = "initrd"
+    DISK_IMAGE = "disk_image"
+
+
+class AssetStatus(StrEnum):
+    UPLOADING = "uploading"
+    AVAILABLE = "available"
+    DELETING = "deleting"
+    ERROR = "error"
+
+
+class Backend(StrEnum):
+    LOCAL = "local"
+    S3 = "s3"
+    HTTP = "http"
+    NFS = "nfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One asset. `checksum` is the sha256 of its bytes in hex, `size_bytes` their number, times are UTC seconds.
+
+    `reference_count` is the number of its live leases, counted when it was read; `last_held_by` the holder of the last.
+    """
+
+    id: str
+    name: str
+    type: AssetType
+    location: str
+    size_bytes: int
+    checksum: str
+    created_at: int
+    last_accessed_at: int
+    status: AssetStatus = AssetStatus.AVAILABLE
+    backend: Backend = Backend.LOCAL
+    created_by: str = ""
+    last_held_by: str = ""
+    build_id: str = ""
+    source_image: str = ""
+    version: str = ""
+    tag: str = ""
+    tags: Sequence[str] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    public_url: str = ""
+    file_info: Mapping[str, Any] = field(default_factory=dict)
+    assets_db_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    reference_count: int = 0
+
+
+_COLUMNS = tuple(each.name for each in fields(Asset) if each.name not in ("labels", "reference_count"))
+_SELECT = f"""SELECT {", ".join(f"a.{name}" for name in _COLUMNS)},
+    (SELECT count(*) FROM asset_leases WHERE asset_id = a.id AND {LIVE})"""
+_INSERT = f"INSERT INTO assets ({', '.join(_COLUMNS)}) VALUES ({marks(_COLUMNS)})"
+_JSON = frozenset(("tags", "metadata", "file_info"))
+_ENUMS = {"type": AssetType, "status": AssetStatus, "backend": Backend}
+_FIXED = frozenset(("id", "created_at", "reference_count", "last_held_by"))
+
+
+def insert(transaction: Transaction, asset: Asset) -> None:
+    """Adds `asset`, which must not be there. Raises AssetExists."""
+    if not _ID.fullmatch(asset.id):
+        msg = f"{asset.id!r:.300} cannot be the id of an asset"
+        raise UsageError(msg, details=[("allowed", "1 to 255 characters, none of them a control character")])
+    if transaction.execute(f"{_INSERT} ON CONFLICT DO NOTHING", _values(asset)) != 1:
+        raise AssetExists(asset.id)
+    _insert_labels(transaction, asset)
+
+
+def locate(transaction: Transaction, asset_id: str, store_id: str, path: str) -> None:
+    """Says that `store_id` has the asset's bytes under `path`."""
+    transaction.execute(
+        """INSERT INTO asset_locations (asset_id, store_id, path, state) VALUES (?, ?, ?, 'present')
+           ON CONFLICT (asset_id, store_id) DO UPDATE SET path = excluded.path, state = 'present'""",
+        (asset_id, store_id, path),
+    )
+
+
+def find(transaction: Transaction, asset_id: str, now: int) -> Asset:
+    """The asset as it is. Raises AssetNotFound."""
+    found = select(transaction, "FROM assets a WHERE a.id = ?", (asset_id,), now)
+    if not found:
+        raise AssetNotFound(asset_id)
+    return found[0]
+
+
+def select(transaction: Transaction, clause: str, values: Sequence[object], now: int) -> list[Asset]:
+    """The assets of a query that begins with `FROM assets a`, with their labels."""
+    rows = transaction.rows(f"{_SELECT} {clause}", (now, *values))
+    labels: dict[str, dict[str, str]] = {row[0]: {} for row in rows}
+    for ids in batches(labels):
+        statement = f"SELECT asset_id, label, value FROM asset_labels WHERE asset_id IN ({marks(ids)}) ORDER BY label"
+        for asset_id, label, value in transaction.rows(statement, ids):
+            labels[asset_id][label] = value
+    return [_asset(row, labels[row[0]]) for row in rows]
+
+
+def batches(ids: Iterable[str], size: int = 500) -> Iterator[tuple[str, ...]]:
+    """`ids` in tuples of at most `size`."""
+    every = tuple(ids)
+    for start in range(0, len(every), size):
+        yield every[start : start + size]
+
+
+class Assets:
+    """The assets of one registry. Each call is a transaction of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def register(self, asset: Asset, *, store_id: str | None = None, path: str = "") -> Asset:
+        """Adds `asset`, and where its bytes are when `store_id` has them. Raises AssetExists, UsageError."""
+        with self._database.writing() as transaction:
+            insert(transaction, asset)
+            if store_id is not None:
+                locate(transaction, asset.id, store_id, path)
+        return asset
+
+    def get(self, asset_id: str, *, now: int, access: bool = True) -> Asset:
+        """The asset; looking at it counts as an access unless told otherwise. Raises AssetNotFound."""
+        if not access:
+            with self._database.reading() as transaction:
+                return find(transaction, asset_id, now)
+        with self._database.writing() as transaction:
+            touch(transaction, asset_id, now)
+            return find(transaction, asset_id, now)
+
+    def update(self, asset_id: str, *, now: int, **changes: Any) -> Asset:
+        """Gives fields other values, `labels` as a whole. Raises AssetNotFound, and UsageError for a fixed one."""
+        known = {each.name for each in fields(Asset)} - _FIXED
+        if wrong := sorted(changes.keys() - known):
+            msg = f"{', '.join(wrong)} of an asset cannot be changed"
+            raise UsageError(msg, details=[("can be", ", ".join(sorted(known)))])
+        with self._database.writing() as transaction:
+            changed = replace(find(transaction, asset_id, now), **changes)
+            columns = [name for name in _COLUMNS if name in changes]
+            if columns:
+                stored = dict(zip(_COLUMNS, _values(changed), strict=True))
+                assignments = ", ".join(f"{name} = ?" for name in columns)
+                transaction.execute(
+                    f"UPDATE assets SET {assignments} WHERE id = ?", (*(stored[name] for name in columns), asset_id)
+                )
+            if "labels" in changes:
+                transaction.execute("DELETE FROM asset_labels WHERE asset_id = ?", (asset_id,))
+                _insert_labels(transaction, changed)
+            return changed
+
+
+def touch(transaction: Transaction, asset_id: str, now: int) -> None:
+    """Notes an access. The row is then locked, in every database, until the transaction ends."""
+    transaction.execute(
+        f"UPDATE assets SET last_accessed_at = {LATER} WHERE id = ?",
+        (now, now, asset_id),
+    )
+
+
+def _insert_labels(transaction: Transaction, asset: Asset) -> None:
+    for label, value in sorted(asset.labels.items()):
+        transaction.execute(
+            "INSERT INTO asset_labels (asset_id, label, value, created_at) VALUES (?, ?, ?, ?)",
+            (asset.id, label, value, asset.created_at),
+        )
+
+
+def _values(asset: Asset) -> list[object]:
+    stored: list[object] = []
+    for name in _COLUMNS:
+        value = getattr(asset, name)
+        if name in _JSON:
+            value = json.dumps(list(value) if name == "tags" else dict(value), ensure_ascii=False, sort_keys=True)
+        stored.append(value.value if isinstance(value, StrEnum) else value)
+    return stored
+
+
+def _asset(row: Sequence[Any], labels: Mapping[str, str]) -> Asset:
+    told = dict(zip(_COLUMNS, row, strict=False))
+    told |= {name: json.loads(told[name]) for name in _JSON}
+    told["tags"] = tuple(told["tags"])
+    told |= {name: kind(told[name]) for name, kind in _ENUMS.items()}
+    return Asset(**told, labels=labels, reference_count=row[-1])

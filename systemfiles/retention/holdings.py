@@ -1,0 +1,140 @@
+"""Holds on kernels and initrds: leases, which the registry knows, and pins, which are files.
+
+A VMM's start waits for this, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Mapping
+
+from systemfiles.content.artifacts import Artifact, Artifacts
+from systemfiles.content.store import HOST_FACTS, Store
+from systemfiles.foundation.errors import LeaseNotFound, SnapshotMismatch, StoreError, UsageError
+from systemfiles.foundation.lock import Timeout
+from systemfiles.foundation.paths import INITRD, Paths
+from systemfiles.foundation.units import utc
+from systemfiles.registry.leases import Lease
+from systemfiles.registry.registry import Clock, Registry
+from systemfiles.retention.pins import Pin, PinnedFile, Pins
+from systemfiles.retention.reasons import id_of
+from systemfiles.retention.registrar import PINNED, Registrar
+
+log = logging.getLogger(__name__)
+
+
+class Holdings:
+    """Who holds what in one data directory. Safe to share among threads."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        artifacts: Artifacts,
+        *,
+        registry: Registry | None = None,
+        clock: Clock = time.time,
+        timeout: Timeout = None,
+    ) -> None:
+        self.paths = paths
+        self.registry = registry or Registry(paths, clock=clock, timeout=timeout)
+        self.pins = Pins(paths)
+        self.store = Store(paths, artifacts, timeout=timeout, clock=clock)
+        self.registrar = Registrar(paths, self.registry, self.store, self.pins)
+
+    # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def provided(self, made: list[Artifact], wanted: list[Artifact], holder: str | None) -> None:
+        """Lets the registry know what was just made, and leases what was wanted to `holder`, once.
+
+        Raises NotProvisioned when a collection took one of them meanwhile.
+        """
+        if holder is not None:
+            ids = {id_of(artifact) for artifact in wanted}
+            if not any(ids <= {*lease.asset_ids} for lease in self.leases(holder)):
+                self.registrar.hold(wanted, holder)
+        elif made:
+            self.learn(made)
+
+    def learn(self, made: Iterable[Artifact] | None = None) -> None:
+        """Registers what was made (None: whatever is missing); a registry that cannot be reached learns it later."""
+        try:
+            if made is None:
+                self.registrar.sync()
+            else:
+                self.registrar.register(made)
+        except StoreError as error:
+            log.warning("the next collection will register what was made: %s", error.summary)
+
+    def leases(self, holder: str | None = None) -> tuple[Lease, ...]:
+        """The live leases, without those that stand for pins."""
+        every = self.registry.leases.list(now=self.registry.clock(), holder=holder)
+        return tuple(lease for lease in every if not lease.holder.startswith(PINNED))
+
+    def release_all(self, holder: str) -> int:
+        """Ends all leases of `holder`; returns how many."""
+        if holder.startswith(PINNED):
+            msg = f"{holder} is a pin"
+            raise UsageError(msg, hint="unpin it")
+        count = 0
+        for lease in self.leases(holder):
+            with contextlib.suppress(LeaseNotFound):
+                self.registry.leases.release(lease.id, now=self.registry.clock())
+                count += 1
+        return count
+
+    # ── pins ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pin(
+        self, name: str, artifacts: Iterable[Artifact], *, hypervisor: str | None, labels: Mapping[str, str]
+    ) -> Pin:
+        """Holds a kernel and an initrd under `name`, until `unpin`; the same once more changes nothing.
+
+        Raises SnapshotMismatch for a name that holds something else, NotProvisioned, IntegrityError, UsageError.
+        """
+        kernel, initrd = (_pinned(artifact) for artifact in artifacts)
+        pin = Pin(name, kernel, initrd, utc(self.registry.clock()), hypervisor, dict(labels))
+        self.store.layout.create()
+        with self.store.layout.exclusively():
+            for file in pin.files:  # a collection may just have taken them
+                self.store.artifacts.check(self.store.artifacts.load(file.kind, file.version, file.arch))
+            if name in self.pins.names():
+                pin = _require_same(self.pins.get(name), pin)
+            else:
+                self.pins.write(pin)
+        self.registrar.register(self.store.artifacts.load(file.kind, file.version, file.arch) for file in pin.files)
+        self.registrar.index(pin)
+        return pin
+
+    def unpin(self, name: str) -> None:
+        """Ends the hold. Raises PinNotFound."""
+        self.store.layout.create()
+        with self.store.layout.exclusively():
+            self.pins.remove(name)
+        for lease in self.registry.leases.list(now=self.registry.clock(), lease_id=f"{PINNED}{name}"):
+            self.registry.leases.release(lease.id, now=self.registry.clock())
+
+
+def _pinned(artifact: Artifact) -> PinnedFile:
+    facts = artifact.files[artifact.file]
+    record = {key: value for key, value in artifact.record.items() if key not in HOST_FACTS}
+    content = artifact.record["content_sha256"] if artifact.kind == INITRD else None
+    return PinnedFile(artifact.kind, artifact.version, artifact.arch, facts.sha256, facts.size, record, content)
+
+
+def _require_same(known: Pin, wanted: Pin) -> Pin:
+    """`known`, which holds the same as `wanted`. Raises SnapshotMismatch."""
+    differences: dict[str, tuple[object, object]] = {}
+    for before, now in zip(known.files, wanted.files, strict=True):
+        if (before.version, before.arch, before.sha256) != (now.version, now.arch, now.sha256):
+            differences[before.kind] = (f"{before.version} ({before.arch})", f"{now.version} ({now.arch})")
+    if known.hypervisor != wanted.hypervisor:
+        differences["hypervisor"] = (known.hypervisor, wanted.hypervisor)
+    if dict(known.labels) != dict(wanted.labels):
+        differences["labels"] = (dict(known.labels), dict(wanted.labels))
+    if differences:
+        hint = f"a pin is never changed: unpin {known.name} first, or take another name"
+        subject = f"pin {known.name}"
+        raise SnapshotMismatch(subject, differences=differences, hint=hint)
+    return known

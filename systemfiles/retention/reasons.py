@@ -1,0 +1,152 @@
+"""Why an artifact is kept, as one line that an operator reads: the roots of a collection, and what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from systemfiles.content.artifacts import Artifact, fits
+from systemfiles.content.layout import MANAGED, Layout
+from systemfiles.content.store import layout_name
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.paths import INITRD, KERNEL
+from systemfiles.retention.pins import Pin, PinnedFile
+
+if TYPE_CHECKING:
+    from systemfiles.foundation.catalog import Catalog
+    from systemfiles.foundation.lockfile import VersionsLock
+
+Reasons = dict[str, str]
+"""By asset id: why it is kept. What is not in it goes."""
+
+
+def asset_id(kind: str, version: str, arch: Arch) -> str:
+    """What an artifact is called in the registry: as in index.json."""
+    return layout_name(kind, version, arch)
+
+
+def id_of(artifact: Artifact) -> str:
+    return asset_id(artifact.kind, artifact.version, artifact.arch)
+
+
+def id_of_file(file: PinnedFile) -> str:
+    return asset_id(file.kind, file.version, file.arch)
+
+
+class Explanation(NamedTuple):
+    """Why something is kept, or why it would go."""
+
+    what: str
+    kept: bool
+    why: str
+
+
+class Facts(NamedTuple):
+    """What is known of the artifacts of one store. Times are UTC seconds.
+
+    `leases` maps an asset's id to those who hold it, `used` to when it was last accessed or made.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    pins: tuple[Pin, ...]
+    leases: Mapping[str, tuple[str, ...]]
+    used: Mapping[str, int]
+
+
+def reasons(
+    facts: Facts, layout: Layout, catalog: Catalog, lock: VersionsLock, *, keep_last: int, young: int
+) -> Reasons:
+    """What is kept, and why, be it here or not. `young` is the time after which whatever was used is left alone."""
+    kept: Reasons = {}
+    for asset, why in [
+        *_pinned(facts.pins),
+        *_leased(facts.leases),
+        *_current(catalog, lock),
+        *_named_by_others(facts.artifacts, layout),
+        *_newest(facts, keep_last),
+        *_young(facts, young),
+    ]:
+        kept.setdefault(asset, why)
+    for asset, why in _needed(facts.artifacts, kept):
+        kept.setdefault(asset, why)
+    return kept
+
+
+def _pinned(pins: Iterable[Pin]) -> Iterator[tuple[str, str]]:
+    for pin in pins:
+        with_what = f" (hypervisor {pin.hypervisor})" if pin.hypervisor else ""
+        for file in pin.files:
+            yield id_of_file(file), f"pinned by {pin.name} since {pin.created_at[:10]}{with_what}"
+
+
+def _leased(leases: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    for asset, holders in leases.items():
+        more = f" and {len(holders) - 3} more" if len(holders) > 3 else ""
+        yield asset, f"leased by {', '.join(holders[:3])}{more}"
+
+
+def _current(catalog: Catalog, lock: VersionsLock) -> Iterator[tuple[str, str]]:
+    """What the names of each profile stand for, and rolling names of profiles that the catalog has no more.
+
+    On every architecture: if it is here, it was provisioned here.
+    """
+    for name, profile in catalog.profile.items():
+        why = f"the current version of profile {name}"
+        for arch in Arch:
+            yield asset_id(KERNEL, profile.kernel, arch), why
+            yield asset_id(INITRD, profile.initrd, arch), why
+            if kernel := lock.rolling.get(profile.kernel, {}).get(arch):
+                yield asset_id(KERNEL, kernel, arch), why
+    for name, kernels in lock.rolling.items():
+        for arch, kernel in kernels.items():
+            yield asset_id(KERNEL, kernel, arch), f"the current version of {name}"
+    fixed = {profile.kernel for profile in catalog.profile.values()}
+    for name, initrds in lock.current.items():
+        for kernel, versions in initrds.items():
+            for arch, version in versions.items():
+                if kernel in fixed or kernel in (of.get(arch) for of in lock.rolling.values()):
+                    yield asset_id(INITRD, version, arch), f"the current version of {name}"
+
+
+def named_by_others(layout: Layout) -> dict[str, str]:
+    """The digests, in hex, of what entries of other tools in index.json reach, and under which name."""
+    named: dict[str, str] = {}
+    for name, target in layout.entries():
+        if MANAGED not in target.annotations:
+            for part in layout.reachable(target, strict=True):
+                named.setdefault(part.digest.hex, name or target.digest)
+    return named
+
+
+def _named_by_others(artifacts: Iterable[Artifact], layout: Layout) -> Iterator[tuple[str, str]]:
+    named = named_by_others(layout)
+    for artifact in artifacts:
+        for facts in artifact.files.values():
+            if facts.sha256 in named:
+                yield id_of(artifact), f"named {named[facts.sha256]} by another tool in the content store"
+
+
+def _newest(facts: Facts, keep_last: int) -> Iterator[tuple[str, str]]:
+    groups: dict[tuple[str, Arch], list[Artifact]] = {}
+    for artifact in facts.artifacts:
+        groups.setdefault((artifact.kind, artifact.arch), []).append(artifact)
+    for (kind, arch), group in groups.items():
+        newest = sorted(group, key=lambda artifact: (str(artifact.record.get("created_at")), artifact.version))
+        for artifact in newest[len(newest) - keep_last :] if keep_last else ():
+            yield id_of(artifact), f"one of the {keep_last} newest {kind}s for {arch}"
+
+
+def _young(facts: Facts, young: int) -> Iterator[tuple[str, str]]:
+    for asset, used in facts.used.items():
+        if used > young:
+            yield asset, "used within the grace period"
+
+
+def _needed(artifacts: Iterable[Artifact], kept: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The kernels that initrds which are kept carry the modules of: without them they are good for nothing."""
+    every = [*artifacts]
+    for initrd in every:
+        if initrd.kind == INITRD and initrd.requires_kernel and id_of(initrd) in kept:
+            for kernel in every:
+                if kernel.kind == KERNEL and kernel.arch is initrd.arch and fits(initrd.inputs, kernel):
+                    yield id_of(kernel), f"initrd {initrd.version} carries its modules"

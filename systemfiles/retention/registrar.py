@@ -1,0 +1,124 @@
+"""Kernels and initrds as assets of the registry: everything on disk has a row there, and whoever uses it a lease.
+
+A row is added under the content store's lock while the artifact is there, and a collection looks for its row under that
+lock before it removes one; so a row is never without its files.
+"""
+
+from __future__ import annotations
+
+import calendar
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+
+from systemfiles.content.artifacts import Artifact
+from systemfiles.content.store import Store
+from systemfiles.foundation.errors import AssetExists, AssetNotFound, IntegrityError, NotProvisioned
+from systemfiles.foundation.paths import KERNEL, KINDS, Paths
+from systemfiles.registry.assets import Asset, AssetType, insert, locate
+from systemfiles.registry.leases import Lease
+from systemfiles.registry.registry import Registry
+from systemfiles.retention.pins import Pin, Pins
+from systemfiles.retention.reasons import id_of, id_of_file
+
+PINNED = "pin:"
+"""How the lease begins by which the registry knows of a pin; what comes behind it is the pin's name."""
+
+
+class Registrar:
+    """Keeps the registry in step with what is on disk."""
+
+    def __init__(self, paths: Paths, registry: Registry, store: Store, pins: Pins) -> None:
+        self._paths = paths
+        self._registry = registry
+        self._store = store
+        self._pins = pins
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Everything on disk whose record can be read; the others are left alone by everybody."""
+        for kind in KINDS:
+            for version, arch in self._store.artifacts.versions(kind):
+                try:
+                    yield self._store.artifacts.load(kind, version, arch)
+                except (IntegrityError, NotProvisioned):
+                    continue
+
+    def register(self, artifacts: Iterable[Artifact]) -> None:
+        """Adds the rows of these, where they are missing. Raises NotProvisioned, IntegrityError, StoreError."""
+        for artifact in artifacts:
+            with self._store.layout.exclusively():
+                there = self._store.artifacts.load(artifact.kind, artifact.version, artifact.arch)
+                self._insert(there)
+
+    def hold(
+        self, artifacts: Iterable[Artifact], holder: str, *, ttl: float | None = None, lease_id: str | None = None
+    ) -> Lease:
+        """A lease on all of these, or on none. Raises NotProvisioned for one that is gone, UsageError, StoreError."""
+        every = [*artifacts]
+        registry, ids = self._registry, [*map(id_of, every)]
+        while True:
+            try:
+                return registry.leases.acquire(
+                    ids, holder, now=registry.clock(), ttl=ttl, store_id=registry.store_id, lease_id=lease_id
+                )
+            except AssetNotFound:
+                self.register(every)  # which ends this when one of them was collected
+
+    def index(self, pin: Pin) -> None:
+        """Lets the registry know of a pin, so that who asks it for an asset's holders is told."""
+        lease_id, ids = f"{PINNED}{pin.name}", [*map(id_of_file, pin.files)]
+        now, store_id = self._registry.clock(), self._registry.store_id
+        if not self._registry.leases.list(now=now, lease_id=lease_id):
+            self._registry.leases.acquire(ids, lease_id, now=now, store_id=store_id, lease_id=lease_id)
+
+    def sync(self) -> None:
+        """Adds what the registry lacks: rows of artifacts, leases for pins; and drops the leases of pins that went."""
+        known = self._known()
+        self.register([artifact for artifact in self.artifacts() if id_of(artifact) not in known])
+        indexed = {lease.id for lease in self._registry.leases.list(now=self._registry.clock(), prefix=PINNED)}
+        pins = {f"{PINNED}{pin.name}": pin for pin in self._pins}
+        for lease_id in sorted(pins.keys() - indexed):
+            try:
+                self.index(pins[lease_id])
+            except AssetNotFound:
+                continue  # its files are gone; `restore` may bring them back
+        for lease_id in sorted(indexed - pins.keys()):
+            self._registry.leases.release(lease_id, now=self._registry.clock())
+
+    def _known(self) -> set[str]:
+        with self._registry.database.reading() as transaction:
+            rows = transaction.rows(
+                "SELECT asset_id FROM asset_locations WHERE store_id = ? AND substr(path, 1, 7) = 'system/'",
+                (self._registry.store_id,),
+            )
+        return {row[0] for row in rows}
+
+    def _insert(self, artifact: Artifact) -> None:
+        facts = artifact.files[artifact.file]
+        made = made_at(artifact)
+        asset = Asset(
+            id=id_of(artifact),
+            name=artifact.version,
+            type=AssetType.KERNEL if artifact.kind == KERNEL else AssetType.INITRD,
+            location=str(artifact.path.relative_to(self._paths.data_dir)),
+            size_bytes=facts.size,
+            checksum=facts.sha256,
+            created_at=made,
+            last_accessed_at=made,
+            created_by=str(artifact.record.get("created_by", "")),
+            version=artifact.version,
+            labels={"arch": artifact.arch.value},
+        )
+        place = str(artifact.directory.relative_to(self._paths.data_dir))
+        with self._registry.database.writing() as transaction:
+            with contextlib.suppress(AssetExists):  # of another host, in a database that they share
+                insert(transaction, asset)
+            locate(transaction, asset.id, self._registry.store_id, place)
+
+
+def made_at(artifact: Artifact) -> int:
+    """When an artifact was made, UTC seconds; now-ish for a record that does not say so: by its own file's time."""
+    try:
+        return calendar.timegm(time.strptime(str(artifact.record["created_at"]), "%Y-%m-%dT%H:%M:%SZ"))
+    except (KeyError, ValueError):
+        return int(artifact.path.parent.stat().st_mtime)
