@@ -19,6 +19,7 @@ TESTS = {
     "busybox-static": "what our list of applets is compared with",
     "cpio": "an independent reader of initrds",
     "curl": "what downloads are measured against",
+    "debootstrap": "makes a Debian that nobody here has touched",
     "docker-registry": "a real registry to pull from and push to; not started by the installation",
     "e2fsprogs": "an independent reader of ext4 disks",
     "erofs-utils": "an independent reader of EROFS disks",

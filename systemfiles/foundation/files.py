@@ -78,23 +78,32 @@ def fsync_path(path: Path) -> None:
 
 def make_dirs(path: Path) -> None:
     """Creates `path` and its parents, durably. Whatever the umask, what the parent grants its group is inherited."""
-    if path.is_dir():
-        return
-    make_dirs(path.parent)
-    with storing(path):
-        inherited = stat.S_IMODE(path.parent.stat().st_mode) & (stat.S_ISGID | stat.S_IWGRP)
-        staged = _unused(path.parent, STAGED)
-        try:
-            _make_dir(staged, told_as=path)
-            with _held(staged):
-                staged.chmod(0o755 | inherited)
-                _rename_new(staged, path)  # nobody sees it with another mode
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                staged.rmdir()
-            if not isinstance(error, OSError) or not path.is_dir():
-                raise
-        fsync_path(path.parent)
+    tries = 10
+    while not path.is_dir():
+        make_dirs(path.parent)
+        with storing(path):
+            try:
+                _make_in_parent(path)
+            except FileNotFoundError:  # a collection may just have removed the parent, which was empty
+                tries -= 1
+                if not tries:
+                    raise
+
+
+def _make_in_parent(path: Path) -> None:
+    inherited = stat.S_IMODE(path.parent.stat().st_mode) & (stat.S_ISGID | stat.S_IWGRP)
+    staged = _unused(path.parent, STAGED)
+    try:
+        _make_dir(staged, told_as=path)
+        with _held(staged):
+            staged.chmod(0o755 | inherited)
+            _rename_new(staged, path)  # nobody sees it with another mode
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            staged.rmdir()
+        if not isinstance(error, OSError) or not path.is_dir():
+            raise
+    fsync_path(path.parent)
 
 
 def _unused(directory: Path, prefix: str) -> Path:

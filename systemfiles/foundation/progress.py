@@ -43,6 +43,7 @@ class ProgressBars:
     def _open(self, subject: str, total: int | None) -> tqdm[Any]:
         from tqdm import tqdm
 
+        size = os.get_terminal_size(self._stream.fileno())
         bar: tqdm[Any] = tqdm(
             desc=subject,
             total=total,
@@ -51,8 +52,9 @@ class ProgressBars:
             unit_divisor=1024,
             leave=False,
             delay=1,
-            # a serial console says it is 0 columns wide, in which tqdm would show nothing
-            ncols=(os.get_terminal_size(self._stream.fileno()).columns or 80) - 1,
+            # a serial console says it is 0 columns wide and 0 rows high, in which tqdm would show nothing
+            ncols=(size.columns or 80) - 1,
+            nrows=size.lines or 25,
             file=self._stream,
         )
         self._bars[subject] = bar

@@ -100,10 +100,9 @@ class Images:
             log.warning("the image %s is pulled again: %s", reference, error)
             return None
 
-    def fetch(self, reference: str, arch: Arch, *, name: str) -> None:
-        """Pulls an image or an artifact and gives it this name. Raises as `image`."""
-        with locked(self._site.paths.lock(name), timeout=self._site.timeout), self._layout.ingesting():
-            self._layout.name(name, replace(self._pull(reference, arch), annotations={}))
+    def fetch(self, reference: str, arch: Arch) -> Descriptor:
+        """Pulls an image or an artifact, which has no name here yet. Call it while `ingesting`. Raises as `image`."""
+        return self._pull(reference, arch)
 
     def _layers(self, target: Descriptor) -> tuple[Path, ...]:
         layers = map(Descriptor.from_json, self._layout.read_json(target.digest)["layers"])

@@ -44,7 +44,7 @@ _MOST_JOURNAL = 16384  # blocks
 _LEAST_WITH_JOURNAL = 4096
 
 
-def write_config_disk(path: Path, config: GuestConfig) -> None:
+def write_config_disk(path: Path | str, config: GuestConfig) -> None:
     """Makes `path` a small ext4 disk that holds config.sh; replaces what was there.
 
     Raises UsageError, NoSpace, StoreError.
@@ -52,11 +52,11 @@ def write_config_disk(path: Path, config: GuestConfig) -> None:
     script = config.script()
     root = directory()
     root.children["config.sh"] = file(Span(0, len(script)), mode=0o400)
-    with _new_disk(path, mode=_PRIVATE) as (image, _):
+    with _new_disk(Path(path), mode=_PRIVATE) as (image, _):
         write_ext4(image, root, io.BytesIO(script), label="config")
 
 
-def write_overlay_disk(path: Path, size: int) -> None:
+def write_overlay_disk(path: Path | str, size: int) -> None:
     """Makes `path` an empty ext4 disk of `size` bytes; it takes next to no space until a guest writes to it.
 
     What is there is never replaced: it may be what a guest has written. Raises UsageError for that and for a size that
@@ -67,12 +67,12 @@ def write_overlay_disk(path: Path, size: int) -> None:
     root = directory()
     root.children["lost+found"] = directory(mode=0o700)
     root.children |= {name: directory() for name in ("upper", "work")}  # what init would have to make
-    with _new_disk(path, mode=_PRIVATE, replacing=False) as (image, _):
+    with _new_disk(Path(path), mode=_PRIVATE, replacing=False) as (image, _):
         write_ext4(image, root, io.BytesIO(), label="overlay", size=size, journal=journal)
 
 
 def write_rootfs_disk(
-    path: Path,
+    path: Path | str,
     layers: Sequence[BinaryIO | Path],
     *,
     format: DiskFormat = "ext4",
@@ -91,6 +91,7 @@ def write_rootfs_disk(
         msg = f"there is no disk format {format!r}"
         raise UsageError(msg, hint=f"it is one of {', '.join(get_args(DiskFormat))}")
     write = write_ext4 if format == "ext4" else write_erofs
+    path = Path(path)
     with ExitStack() as stack:
         unpacking, writing = (_Meter(f"{path.name}: {doing}", progress) for doing in ("unpacking", "writing"))
         streams = [stack.enter_context(_opened(layer, unpacking)) for layer in layers]

@@ -210,6 +210,7 @@ def _read(layer: BinaryIO, tree: _Tree[Content]) -> Iterator[_Entry[Content]]:
     ):
         while member := archive.next():
             tree.count_entry()
+            stream.content_end = member.offset_data + member.size
             if len(archive.pax_headers) > _GLOBALS_MAX or member.issparse() or member.size < 0:
                 tree.refuse(f"{member.name!r} has a sparse map, a negative size or too many global headers")
             if entry := _entry(archive, member, tree):
@@ -301,6 +302,9 @@ class _Unpacked:
     def __init__(self, layer: BinaryIO, tree: _Tree[Content]) -> None:
         packed = Packed(layer)
         left = unpack.Limits(tree.limits.size - tree.size, tree.limits.ratio, _RATIO_FREE)
+        self.content_end = 0
+        """where the last known member's content ends"""
+        self._count = 0
         self._tree = tree
         self._pieces = unpacked(packed, packed.told(_COMPRESSIONS), left, piece=_PIECE, members=True)
         self._ends = 0
@@ -313,9 +317,20 @@ class _Unpacked:
             self._tree.refuse(_problem(error, self._tree.limits))
         self._tree.size += len(data)
         self._ends += not data
+        data = data or self._missing_end()
+        self._count += len(data)
         if self._ends > _ENDS_MAX:
             self._tree.refuse("it is truncated")
         return data
+
+    def _missing_end(self) -> bytes:
+        """The padding and the end that some tools leave out behind the last content.
+
+        Go's archive/tar, by which most other tools read layers, does without them. The layer's digest guards its bytes.
+        """
+        end = -(-self.content_end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        behind_content = self.content_end <= self._count <= end and self._count > 0
+        return bytes(end - self._count + 2 * tarfile.BLOCKSIZE) if behind_content else b""
 
     def drain(self) -> None:
         """Reads what follows the archive, so that the last checksum is seen to be right."""

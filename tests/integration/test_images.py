@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from systemfiles import (
+    GuestConfig,
     Image,
     IntegrityError,
     NotProvisioned,
@@ -23,13 +24,15 @@ from systemfiles import (
     StoreError,
     SystemFiles,
     SystemFilesError,
+    write_config_disk,
+    write_overlay_disk,
+    write_rootfs_disk,
 )
 from systemfiles.content.layout import IMAGE_CONFIG, Descriptor, Layout, canonical, manifest
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.manifests import DOCKER_MANIFEST, IMAGE_INDEX, IMAGE_MANIFEST
 from systemfiles.foundation.paths import Paths
-from systemfiles.recipes.disks import write_rootfs_disk
 from tests.conftest import CHECKOUT, Provisioned
 from tests.integration.support import systemfiles
 from tests.registries import Registry, registry
@@ -162,6 +165,16 @@ def test_what_umoci_writes_is_found(content: Content, tmp_path: Path) -> None:
     image = content.find("mine")
     assert image.config["config"]["Entrypoint"] == ["/file"]
     write_rootfs_disk(tmp_path / "disk", image.layers)
+    assert run("debugfs", "-R", "cat /file", tmp_path / "disk") == "text"
+
+
+def test_a_layer_of_umoci_insert_which_has_no_end_is_a_layer(content: Content, tmp_path: Path) -> None:
+    name, source = f"{content.layout.root}:mine", tmp_path / "file"
+    source.write_text("text")
+    umoci(content, "new", "--image", name)
+    umoci(content, "insert", "--image", name, source, "/file")
+    umoci(content, "config", "--image", name, "--architecture=amd64")
+    write_rootfs_disk(tmp_path / "disk", content.find("mine").layers)
     assert run("debugfs", "-R", "cat /file", tmp_path / "disk") == "text"
 
 
@@ -512,16 +525,17 @@ def test_many_at_once_pull_it_once(served: Registry, tmp_path: Path) -> None:
 # ── at hand ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_three_calls_make_the_disks_of_an_image(content: Content, tmp_path: Path) -> None:
-    from systemfiles import GuestConfig, write_config_disk, write_overlay_disk
-
+def test_three_calls_make_the_disks_of_an_image(
+    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content.layout.name("x", content.image())
+    monkeypatch.chdir(tmp_path)
     image = content.find("x")
-    write_rootfs_disk(tmp_path / "rootfs", image.layers)
-    write_config_disk(tmp_path / "config", GuestConfig.from_image(image.config))
-    write_overlay_disk(tmp_path / "overlay", 16 << 20)
-    assert run("debugfs", "-R", "cat /file", tmp_path / "rootfs") == "content"
-    assert "CMD=" in run("debugfs", "-R", "cat /config.sh", tmp_path / "config")
+    write_rootfs_disk("rootfs.img", image.layers)
+    write_config_disk("config.img", GuestConfig.from_image(image.config))
+    write_overlay_disk("overlay.img", 16 << 20)
+    assert run("debugfs", "-R", "cat /file", "rootfs.img") == "content"
+    assert "CMD=" in run("debugfs", "-R", "cat /config.sh", "config.img")
 
 
 def test_a_layer_that_cannot_be_opened_is_an_error_and_paths_and_files_are_the_same(tmp_path: Path) -> None:
