@@ -20,7 +20,7 @@ from doit.exceptions import InvalidCommand, TaskFailed
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import NotProvisioned, SourceError, SystemFilesError, unexpected
+from systemfiles.foundation.errors import NotProvisioned, SourceError, SystemFilesError, UsageError, unexpected
 from systemfiles.foundation.interruption import Interruption
 from systemfiles.foundation.lock import Patience
 from systemfiles.foundation.paths import INITRD, KERNEL
@@ -75,12 +75,14 @@ class Graph:
     ) -> None:
         check_variables(variables)
         self._variables = variables
+        self._catalog = catalog
         self._checkout = checkout
         self._bars = ProgressBars()
         self.interruption = Interruption()
+        self._progress = self.interruption.watched(self._bars)
         self._system = SystemFiles(variables.get("data_dir"), catalog=catalog, profile=variables.get("profile"))
         self._provisioner = self._system.provisioner(
-            progress=self.interruption.watched(self._bars), timeout=Patience(check=self.interruption.check)
+            progress=self._progress, timeout=Patience(check=self.interruption.check)
         )
         self.targets = select(variables, self._system.catalog, self._provisioner)
 
@@ -94,6 +96,7 @@ class Graph:
             "manifest": self._task_manifest,
             "update": self._task_update,
             "verify": self._task_verify,
+            "boot": self._task_boot,
             "setup": self._task_setup,
         }
         if self._checkout is not None:
@@ -148,11 +151,8 @@ class Graph:
         yield _about("initrd", "build the initrd: busybox, /init, and the kernel's modules")
         for target in (target for target in self.targets if target.initrd):
             after = [f"kernel:{target.kernel}:{target.arch}", f"busybox:{target.initrd}:{target.arch}"]
-            name = f"{target.initrd}:{target.arch}"
-            if self._variables.get("all") == "yes":
-                name = f"{target.initrd}:{target.kernel}:{target.arch}"
             make = partial(self._initrd, str(target.initrd), target)
-            yield self._task(name, make, done=partial(self._has_initrd, target), after=after)
+            yield self._task(self._name_of(target), make, done=partial(self._has_initrd, target), after=after)
 
     def _task_manifest(self) -> dict[str, Any]:
         """write SHA256SUMS, and our names in the content store's index"""
@@ -169,6 +169,15 @@ class Graph:
     def _task_verify(self) -> dict[str, Any]:
         """read every byte of everything provided and compare it with its record"""
         return self._task(None, self._verify, doc=self._task_verify.__doc__)
+
+    def _task_boot(self) -> Tasks:
+        yield _about("boot", "boot what is provided in QEMU and check what it promises a guest (image=NAME, accel=kvm)")
+        for target in self.targets:
+            if target.initrd:
+                name = self._name_of(target)
+                yield self._task(name, partial(self._boot, target), after=[f"initrd:{name}"])
+            else:
+                yield self._task(f"{target.kernel}:{target.arch}", _needs_initrd)
 
     def _task_setup(self) -> dict[str, Any]:
         """install what provisioning needs from this host's apt (tests=yes: and what the tests need)"""
@@ -245,6 +254,11 @@ class Graph:
                 return f"not here and not needed: {error.summary}"
             raise
 
+    def _name_of(self, target: Target) -> str:
+        """What tasks for the target's initrd are called; with all=yes several kernels may have the same."""
+        kernel = f"{target.kernel}:" if self._variables.get("all") == "yes" else ""
+        return f"{target.initrd}:{kernel}{target.arch}"
+
     def _has_initrd(self, target: Target) -> bool:
         kernel, initrds, name = self._kernel_of(target), self._provisioner.initrds, target.initrd
         if name is None:
@@ -286,6 +300,21 @@ class Graph:
             raise _Failed("\n".join([*map(str, found.problems), _REPAIR]))
         return f"{found.artifacts} artifacts and the content store are intact"
 
+    def _boot(self, target: Target) -> Note:
+        from systemfiles.recipes.bootcheck import check_and_keep_log
+
+        kernel = self._kernel_of(target)
+        initrd = self._provisioner.initrds.kept(str(target.initrd), kernel, target.arch)
+        system = SystemFiles(self._variables.get("data_dir"), catalog=self._catalog, arch=target.arch)
+        files = system.resolve(kernel.version, initrd.version if initrd else target.initrd)
+        name = self._variables.get("image")
+        image = system.image(name, progress=self._progress) if name else None
+        accel = self._variables.get("accel", "tcg")
+        report = check_and_keep_log(files, system.paths, image=image, accel=accel, progress=self._progress)
+        if not report.holds:
+            raise _Failed(report.text())
+        return "\n   ".join(report.lines())
+
     def _wanted_packages(self) -> dict[str, str]:
         return PROVISIONING | (TESTS if self._variables.get("tests") == "yes" else {})
 
@@ -313,6 +342,11 @@ def _about(name: str, doc: str) -> dict[str, Any]:
 
 class _Failed(Exception):
     """A task's work ran and its outcome is bad."""
+
+
+def _needs_initrd() -> Note:
+    msg = "a kernel alone does not boot a guest"
+    raise UsageError(msg, hint="name an initrd too: initrd=V, or a profile with profile=")
 
 
 def _is_done(done: Callable[[], object]) -> bool:

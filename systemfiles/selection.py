@@ -19,6 +19,8 @@ VARIABLES = {
     "arch": "architectures, separated by commas; without it this host's",
     "data_dir": "where everything is kept; without it $SYSTEMFILES_DATA_DIR, else /var/lib/systemfiles",
     "all": "yes: every profile of the catalog",
+    "image": "what `doit boot` boots, an image of the content store; without it one that only looks around",
+    "accel": "kvm: `doit boot` uses this host's KVM instead of emulating (tcg)",
     "tests": "yes: `doit setup` also installs what the tests need",
     "full": "yes: `doit test` runs the long campaigns whole, for hours, instead of a sample",
 }
@@ -39,8 +41,12 @@ def check_variables(variables: Mapping[str, str]) -> None:
     if unknown:
         msg = f"there is no variable {', '.join(map(repr, unknown))}"
         raise UsageError(msg, details=VARIABLES.items())
-    if variables.get("data_dir") == "":
-        msg = "data_dir= names no directory"
+    for name, what in (("data_dir", "directory"), ("image", "image")):
+        if variables.get(name) == "":
+            msg = f"{name}= names no {what}"
+            raise UsageError(msg)
+    if variables.get("accel", "tcg") not in ("tcg", "kvm"):
+        msg = f"accel={variables['accel']} is neither accel=tcg nor accel=kvm"
         raise UsageError(msg)
     for name in _SWITCHES:
         if variables.get(name, "no") not in ("yes", "no"):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from systemfiles.foundation import cpio
-from systemfiles.foundation.digest import Hasher
-from systemfiles.foundation.errors import InvalidArchive, UnknownVersion
+from systemfiles.foundation.digest import CHUNK, Digest, Hasher
+from systemfiles.foundation.errors import DigestMismatch, InvalidArchive, UnknownVersion
 from systemfiles.recipes import busybox
 from systemfiles.recipes.kernel import read_index
 from systemfiles.recipes.kmod import closure, subset
@@ -162,6 +162,31 @@ def _modules(tar: Path, load: Sequence[str], carry: Sequence[str]) -> tuple[tupl
         raise InvalidArchive(tar, f"its index names modules that it does not hold: {', '.join(sorted(missing))}")
     records.append(cpio.file("etc/modules", "".join(f"{name}\n" for name in load).encode()))
     return tuple(Path(path).name.split(".")[0] for path in wanted), records
+
+
+def check_content(path: Path, sha256: str, *, subject: object) -> None:
+    """Makes sure that the initrd at `path` is one gzip member whose content has this digest, in hex.
+
+    The kernel would unpack whatever follows the first one (its early-userspace/buffer-format). Raises DigestMismatch.
+    """
+    expected, got = Digest.from_hex(sha256), _content_of(path)
+    if got != expected:
+        raise DigestMismatch(subject, expected=f"the content {expected}", got=got, consequence="it was refused")
+
+
+def _content_of(path: Path) -> str:
+    """The digest of what is compressed there, or what is wrong with it."""
+    content, inflate = Hasher(), zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        with path.open("rb") as stream:
+            while not inflate.eof and (data := inflate.unconsumed_tail or stream.read(CHUNK)):
+                content.update(inflate.decompress(data, CHUNK))
+            if not inflate.eof:
+                content.update(inflate.flush())
+            whole = inflate.eof and not inflate.unused_data and not stream.read(1)
+    except (OSError, zlib.error) as error:
+        return str(error)
+    return content.digest() if whole else "something cut off, or followed by something else"
 
 
 class _Gzip:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 import fetches
+import guest
 from measure import HEAD, Row, alternate, calls, compared, process, row
 from trees import make_tree, walk
 
@@ -30,7 +31,7 @@ from systemfiles.recipes.initrd import InitrdBuild, build_initrd
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PROFILE = "debian"
-TOOLS = ("cpio", "find", "gzip", "sh", *fetches.TOOLS)
+TOOLS = ("cpio", "find", "gzip", "sh", *fetches.TOOLS, *guest.TOOLS)
 HEAVY = ("doit", "elftools", "libarchive", "pydantic", "requests", "tqdm")
 QUICK, SLOW = 15, 7  # rounds
 
@@ -65,6 +66,7 @@ class Bench:
         yield from self._cpio()
         yield from self._initrd()
         yield from fetches.rows(self.work, self.environ)
+        yield from guest.rows(self.work, self.environ)
 
     def _imports(self) -> Iterator[Row]:
         for what in ("import systemfiles", "from systemfiles import SystemFiles"):
@@ -173,7 +175,7 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="systemfiles-bench-") as work:
         sys.stderr.write(
-            f"provisioning profile {PROFILE} into a temporary directory, then measuring for over a minute\n"
+            f"provisioning profile {PROFILE} into a temporary directory, then measuring for some minutes\n"
         )
         bench = Bench(Path(work))
         sys.stdout.write(f"{HEAD}\n")

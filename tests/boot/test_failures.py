@@ -1,22 +1,25 @@
 """What goes wrong is told in one line, and the machine ends: within 10 s by its own clock, and never by a panic.
 
-Init waits for nothing but disks and a network device, so it is there that time is taken."""
+Init waits for nothing but disks and a network device, so it is there that its own time is taken."""
 
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import replace
 
 import pytest
 
 from systemfiles.recipes.guestconfig import GuestConfig, Network
 
-from .guest import Entry, Host, shell
+from .guest import PASSWD, Entry, Host, shell
 from .qemu import Q35, TALKATIVE, VIRT, VIRT_MMIO, Machine, Outcome
 
 pytestmark = pytest.mark.boot
 
 TRUE = shell("true")
+BOOT_SECONDS, MOST_SECONDS = 5, 10
+"""What the kernel may take before init, even on a busy host, and what init may take."""
 
 
 def fails(outcome: Outcome, error: str, status: int = 125) -> None:
@@ -25,6 +28,8 @@ def fails(outcome: Outcome, error: str, status: int = 125) -> None:
     assert re.fullmatch(error, outcome.errors[0]), outcome.errors
     assert outcome.exit == status
     assert outcome.clean, outcome.console
+    (seconds,) = re.findall(r"^\[ *(\d+\.\d+)\] reboot: ", outcome.console, re.MULTILINE)
+    assert float(seconds) < BOOT_SECONDS + MOST_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -35,7 +40,7 @@ def test_a_missing_disk_is_named(host: Host, machine: Machine, missing: str) -> 
     del disks[missing]
     outcome = host.boot(machine, disks, arguments=TALKATIVE)
     fails(outcome, rf"missing disk: {missing} \(waited 5 s, and there is: vda vdb\)")
-    assert 4 < outcome.init_seconds < 10, outcome.console
+    assert 4 < outcome.init_seconds < MOST_SECONDS, outcome.console
 
 
 @pytest.mark.parametrize("role", ["rootfs", "overlay", "config"])
@@ -116,6 +121,15 @@ def test_a_network_without_a_device_is_told(host: Host) -> None:
         pytest.param(["/foreign"], 126, r"cannot run entrypoint /foreign \(.* another architecture\)", id="foreign"),
         pytest.param(["/text"], 126, r"cannot run entrypoint /text \(it is neither an ELF program .*\)", id="text"),
         pytest.param(["/script"], 126, r"cannot run entrypoint /script \(its interpreter /bin/bash .*\)", id="script"),
+        pytest.param(
+            ["/script-of-text"],
+            126,
+            r"cannot run .* \(its interpreter /etc/group is not executable\)",
+            id="not-program",
+        ),
+        pytest.param(
+            ["/foreign-script"], 126, r"cannot .* \(its interpreter /foreign .* architecture\)", id="foreign-script"
+        ),
     ],
 )
 def test_an_entrypoint_that_cannot_run_is_told(host: Host, words: list[str], status: int, error: str) -> None:
@@ -123,9 +137,60 @@ def test_an_entrypoint_that_cannot_run_is_told(host: Host, words: list[str], sta
         "foreign": host.provisioned.busybox(VIRT.arch),
         "text": b"hello\n",
         "script": b"#!/bin/bash -e\n",
+        "script-of-text": b"#!/etc/group\n",
+        "foreign-script": b"#! /foreign\n",
     }
     outcome = host.run(Q35, GuestConfig(entrypoint=words, environment={"PATH": "/bin"}), host.tree(Q35) | tree)
     fails(outcome, error, status)
+
+
+def elf(machine: int, *, loader: str = "", headers: int = 1) -> bytes:
+    """A 64-bit program that asks for `loader` and, where that is there, is killed for all else it lacks."""
+    path = loader.encode() + b"\0"
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1", 2, machine, 1, 0, 64, 0, 0, 64, 56, headers, 0, 0, 0)
+    return header + struct.pack("<IIQQQQQQ", 3, 4, 120, 120, 120, len(path), len(path), 1) + path
+
+
+REFUSED: dict[str, tuple[Entry, str]] = {
+    "loader": (elf(62, loader="/lib64/ld-linux.so.9"), "/refused needs /lib64/ld-linux.so.9, which is missing"),
+    "loader-of-interpreter": (b"#!/dynamic -x\n", "/dynamic needs /lib64/ld-linux.so.9, which is missing"),
+    "damaged": (elf(62, headers=0), "the kernel does not know its format"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "user", "shell_there"),
+    [
+        ("loader", "", False),
+        ("loader", "web", True),
+        ("loader-of-interpreter", "4321", True),
+        ("damaged", "", False),
+        ("damaged", "web", True),  # which libc lets that shell try
+    ],
+)
+def test_an_entrypoint_that_only_the_kernel_refuses_is_told(
+    host: Host, case: str, user: str, shell_there: bool
+) -> None:
+    entry, why = REFUSED[case]
+    tree = {"refused": entry, "dynamic": REFUSED["loader"][0], "etc/passwd": (PASSWD, 0o644)}
+    if shell_there:
+        tree |= {"bin/sh": host.provisioned.busybox(Q35.arch)}
+    outcome = host.run(Q35, GuestConfig(entrypoint=["/refused"], user=user), tree)
+    fails(outcome, re.escape(f"cannot run entrypoint /refused ({why})"), 126)
+
+
+@pytest.mark.parametrize("user", ["web", "4321"])
+def test_an_entrypoint_that_its_user_may_not_execute_is_told(host: Host, user: str) -> None:
+    tree = host.tree(Q35) | {"private": (b"#!/bin/sh\n", 0o700)}
+    outcome = host.run(Q35, GuestConfig(entrypoint=["/private"], user=user), tree)
+    fails(outcome, r"cannot run entrypoint /private \(Permission denied\)", 126)
+
+
+@pytest.mark.parametrize(("status", "user"), [(1, "web"), (2, ""), (126, "4321"), (127, "web")])
+def test_an_entrypoint_that_ran_may_end_with_any_status(host: Host, status: int, user: str) -> None:
+    outcome = host.run(VIRT, shell(f"echo once; exit {status}", user=user))
+    assert outcome.lines[-4:-1] == ["once", "", f"systemfiles: exit {status}"], outcome.console
+    assert outcome.clean
 
 
 def test_an_entrypoint_of_the_other_architecture_is_told_there_too(host: Host) -> None:

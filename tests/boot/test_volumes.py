@@ -1,4 +1,4 @@
-"""Volumes: which device a name means, what they may be formatted with, and what of them lasts."""
+"""Volumes and the disks themselves: which device a name means, what they may be formatted with, and what lasts."""
 
 from __future__ import annotations
 
@@ -58,3 +58,28 @@ def test_a_volume_that_cannot_be_written_is_refused(host: Host) -> None:
     assert outcome.errors == ("cannot write the volume data (it is read-only)",), outcome.console
     assert outcome.exit == 125
     assert outcome.clean
+
+
+@pytest.mark.parametrize("format", ["erofs", "squashfs"])
+def test_all_that_is_only_read_may_be_of_any_format(host: Host, format: str) -> None:
+    other = replace(host, root_format=format)
+    script = shell("cat /data/value; echo changed >/data/value", volumes=[Volume("base", "/data", "overlay", "upper")])
+    disks = host.disks(Q35, script)
+    other.write_root(disks["rootfs"], host.tree(Q35))
+    other.write_root(disks["config"], {"config.sh": (script.script(), 0o600)})
+    disks |= {name: host.directory / name for name in ("base", "upper")}
+    other.write_root(disks["base"], {"value": (b"as delivered\n", 0o644)})
+    write_overlay_disk(disks["upper"], 4 << 20)
+    outcome = host.boot(Q35, disks)
+    assert "as delivered" in outcome.lines, outcome.console
+    assert outcome.exit == 0
+    assert outcome.clean
+
+
+def test_an_overlay_disk_needs_nothing_on_it(host: Host) -> None:
+    disks = host.disks(VIRT, shell("cat /kept && exit; echo kept >/kept; ls /bin/sh"))
+    disks["overlay"] = host.volume("empty", {})
+    first, second = host.boot(VIRT, disks), host.boot(VIRT, disks)
+    assert "/bin/sh" in first.lines, first.console
+    assert "kept" in second.lines, second.console
+    assert second.clean

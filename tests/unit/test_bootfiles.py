@@ -42,7 +42,7 @@ def on(boot: BootFiles, arch: Arch) -> BootFiles:
         ("cloud-hypervisor", Arch.AARCH64, {"console=ttyAMA0"}),
         ("firecracker", Arch.X86_64, {"console=ttyS0", "reboot=k"}),
         ("firecracker", Arch.AARCH64, {"console=ttyS0"}),
-        ("qemu", Arch.X86_64, {"console=ttyS0"}),
+        ("qemu", Arch.X86_64, {"console=ttyS0", "no_timer_check"}),
         ("qemu", Arch.AARCH64, {"console=ttyAMA0"}),
     ],
 )

@@ -61,7 +61,8 @@ fail() {
 try() {
     init_what=$1
     shift
-    init_why=$("$init_busybox" "$@" 2>&1) && return
+    # shellcheck disable=SC2086 # it may be no word at all
+    init_why=$($init_applet "$@" 2>&1) && return
     init_why=${init_why%%"$init_newline"*}
     fail "$init_what" "${init_why##*: }"
 }
@@ -72,6 +73,267 @@ kernel_argument() {
     # shellcheck disable=SC2254 # the pattern is meant as one
     case " $init_cmdline " in *\ $1\ *) return 0 ;; *) return 1 ;; esac
 }
+
+# Leaves a trap that tells what is wrong with config.sh when that ends this shell; the caller removes it.
+read_config() {
+    # None of it may come from the environment, into which the kernel puts words of its command line.
+    unset ENTRYPOINT CMD ENVIRONMENT WORKDIR RUN_AS STOP_SIGNAL INIT_MODE VOLUME_MOUNTS \
+        GUEST_IP GUEST_CIDR GUEST_MASK GUEST_GW GUEST_DNS GUEST_HOSTNAME
+    [ -f "$init_run/config/config.sh" ] || fail 'no config.sh' 'the config disk does not hold it'
+    trap broken_config EXIT
+    # shellcheck source=/dev/null
+    . "$init_run/config/config.sh" 2>/dev/null
+    unset IFS
+}
+
+broken_config() {
+    init_why=$("$init_busybox" sh -n "$init_run/config/config.sh" 2>&1)
+    fail 'config.sh is broken' "${init_why:-it ends the shell that reads it}"
+}
+
+# each_volume FUNCTION: call it with DEVICE PATH MODE [OVERLAY_DEVICE] for each of VOLUME_MOUNTS. init_number counts.
+each_volume() {
+    init_number=0
+    set -f
+    for init_volume in $VOLUME_MOUNTS; do
+        init_number=$((init_number + 1))
+        IFS=: && set -f
+        # shellcheck disable=SC2086 # to be split
+        set -- "$1" $init_volume
+        unset IFS && set +f
+        "$@"
+    done
+    set +f
+}
+
+### run: from the image's root to the entrypoint ###
+
+# shellcheck disable=SC2120 # it makes arguments of its own
+run() {
+    trap : HUP INT TERM # nor is a `kill -1` meant for the entrypoint's keeper
+    read_config
+    eval "set -- $ENVIRONMENT"
+    for init_word; do
+        case $init_word in
+            PATH=*) PATH=${init_word#PATH=} ;;
+            [!=]*=*) ;;
+            *) fail 'bad ENVIRONMENT' "$init_word is not NAME=VALUE" ;;
+        esac
+    done
+    eval "set -- $ENTRYPOINT $CMD"
+    trap - EXIT
+    write_names
+    each_volume bind_volume
+    if [ "$INIT_MODE" = systemd ]; then
+        find_program /sbin/init
+        printf 'set -- %s\n' "$ENVIRONMENT" >"$init_run/handover"
+        echo handover >"$init_run/status"
+        return
+    fi
+    [ $# -gt 0 ] || fail 'nothing to run' 'config.sh sets neither ENTRYPOINT nor CMD'
+    case $STOP_SIGNAL in
+        '' | [1-9] | [1-5][0-9] | 6[0-4]) ;;
+        *) fail "bad STOP_SIGNAL $STOP_SIGNAL" 'it is not a number from 1 to 64' ;;
+    esac
+    find_user "${RUN_AS:-0}"
+    enter_workdir "${WORKDIR:-/}"
+    find_program "$1"
+    (start "$@" 3>&-)
+    init_status=$?
+    case $init_status in [12] | 12[67]) check_refusal "$1" ;; esac
+    echo "$init_status" >"$init_run/status"
+}
+
+# What programs expect in /etc to find hosts. Here, as its links are the image's.
+write_names() {
+    [ -z "$GUEST_HOSTNAME" ] || write_file /etc/hostname "$GUEST_HOSTNAME"
+    [ -s /etc/hosts ] || write_file /etc/hosts "127.0.0.1 localhost $GUEST_HOSTNAME${init_newline}::1 localhost"
+    init_servers=
+    for init_server in $GUEST_DNS; do
+        case $init_server in *[!0-9a-fA-F.:]*) fail "bad GUEST_DNS $init_server" 'it is no address' ;; esac
+        init_servers=${init_servers:+$init_servers$init_newline}"nameserver $init_server"
+    done
+    [ -z "$init_servers" ] || write_file /etc/resolv.conf "$init_servers"
+}
+
+# write_file PATH TEXT: a link there is replaced, for it may lead nowhere, or to where a file system will be mounted.
+write_file() {
+    [ -d "${1%/*}" ] || try "cannot make ${1%/*}" mkdir -p "${1%/*}"
+    ! [ -L "$1" ] || try "cannot replace $1" rm "$1"
+    printf '%s\n' "$2" 2>/dev/null >"$1" || fail "cannot write $1" 'it is no file, or no space is left'
+}
+
+bind_volume() {
+    [ -d "$2" ] || try "cannot make $2 for a volume" mkdir -p "$2"
+    try "cannot mount a volume on $2" mount -o bind "$init_run/volumes/$init_number" "$2"
+}
+
+# find_user USER[:GROUP]: sets init_uid and init_gid, and HOME unless config.sh has exported that. init_name is empty
+# unless the groups are to be those of a user that the image knows.
+find_user() {
+    init_uid='' init_gid=0 init_home=/ init_name=''
+    while IFS=: read -r init_word _ init_number init_group _ init_directory _; do
+        [ "$init_word" = "${1%%:*}" ] || [ "$init_number" = "${1%%:*}" ] || continue
+        init_name=$init_word init_uid=$init_number init_gid=$init_group init_home=${init_directory:-/}
+        break
+    done 2>/dev/null </etc/passwd
+    case $init_uid:${1%%:*} in
+        :*[!0-9]* | :) fail "cannot run as ${1%%:*}" 'the image knows no such user' ;;
+        :0) init_uid=0 init_home=/root ;;
+        :*) init_uid=${1%%:*} ;;
+    esac
+    export HOME="${HOME:-$init_home}"
+    case $1 in *:*) find_group "${1#*:}" ;; esac
+}
+
+# find_group GROUP: sets init_gid.
+find_group() {
+    init_name='' init_gid=''
+    while IFS=: read -r init_word _ init_number _; do
+        [ "$init_word" = "$1" ] || [ "$init_number" = "$1" ] || continue
+        init_gid=$init_number
+        break
+    done 2>/dev/null </etc/group
+    case $init_gid:$1 in
+        :*[!0-9]* | :) fail "cannot run with the group $1" 'the image knows no such group' ;;
+        :*) init_gid=$1 ;;
+    esac
+}
+
+enter_workdir() {
+    cd "$1" 2>/dev/null && return
+    try "cannot make the working directory $1" mkdir -p "$1"
+    cd "$1" || fail "cannot enter the working directory $1" 'it was made, and is not one'
+}
+
+# Sets init_program to a path with a slash, as a bare name may mean busybox's own applet to busybox.
+find_program() {
+    init_program=$1
+    case $1 in
+        */*) ;;
+        *)
+            IFS=: && set -f
+            for init_directory in $PATH; do
+                init_program=${init_directory:-.}/$1
+                [ -f "$init_program" ] && [ -x "$init_program" ] && break
+            done
+            unset IFS
+            ;;
+    esac
+    [ -e "$init_program" ] || fail "entrypoint $1 not found" "PATH is $PATH" 127
+    init_binary=$init_program
+    check_binary "$1" it
+}
+
+# check_binary ENTRYPOINT WHAT: fail if the kernel would not execute $init_binary, which for messages is WHAT. If it is a
+# script, its interpreter takes its place.
+check_binary() {
+    [ -f "$init_binary" ] || fail "cannot run entrypoint $1" "$2 is not a file" 126
+    [ -x "$init_binary" ] || fail "cannot run entrypoint $1" "$2 is not executable" 126
+    read_head "$init_binary" 24
+    case $init_head in
+        ?ELF*)
+            find_machine
+            init_wanted=$init_class$init_machine
+            read_head "$init_busybox" 24
+            find_machine
+            # What is of another class, so for 32 bits, some kernels can run.
+            case $init_wanted in
+                "$init_class$init_machine") ;;
+                "$init_class"*) fail "cannot run entrypoint $1" "$2 was built for another architecture" 126 ;;
+            esac
+            ;;
+        '#!'*)
+            [ "$2" = it ] || return 0 # an interpreter may have its own
+            read_head "$init_binary" 256
+            # shellcheck disable=SC2086 # to be split, at blanks
+            set -- "$1" ${init_head#??}
+            [ -e "$2" ] || fail "cannot run entrypoint $1" "its interpreter $2 is missing" 126
+            init_binary=$2
+            check_binary "$1" "its interpreter $2"
+            ;;
+        *) fail "cannot run entrypoint $1" "$2 is neither an ELF program nor a script that begins with #!" 126 ;;
+    esac
+}
+
+# read_head FILE LENGTH: sets init_head to the first of its bytes that are no NUL, up to a newline.
+read_head() {
+    # shellcheck disable=SC3045 # busybox has -n
+    IFS='' read -r -n "$2" init_head 2>/dev/null <"$1"
+}
+
+# Sets init_class to EI_CLASS and EI_DATA, and init_machine to e_machine, of the ELF header in init_head. Without the
+# NULs it is found by what is next to it: EI_VERSION and e_version are the same byte.
+#    7f E L F class data version [ABI] type machine version ...
+find_machine() {
+    init_head=${init_head#????}
+    init_class=${init_head%"${init_head#??}"}
+    init_head=${init_head#??}
+    init_version=${init_head%"${init_head#?}"}
+    init_head=${init_head#?}
+    init_head=${init_head%%"$init_version"*}
+    init_machine=${init_head#"${init_head%?}"}
+}
+
+# start WORD...: become the entrypoint, in a session of its own. Without setsid between them, `env` would take a program
+# with a = in its path for an assignment.
+start() {
+    # Not $$, which is the process that this one was forked from. No more is read than a PID can have.
+    # shellcheck disable=SC3045 # busybox has -n
+    read -r -n 10 init_pid _ </proc/self/stat
+    echo "$init_pid $STOP_SIGNAL" >"$init_run/entrypoint"
+    if [ -n "$init_name" ]; then
+        init_word=$1
+        shift
+        # Of busybox's applets the one that sets a user's groups. Without a file of PIDs it would look for a program
+        # that runs already, and not start it again.
+        set -- start-stop-daemon -S -p "$init_run/none" -c "$init_name" -x "$init_program" -a "$init_word" -- "$@"
+    else
+        shift
+        set -- nsenter -S "$init_uid" -G "$init_gid" -- "$init_program" "$@"
+    fi
+    eval "set -- $ENVIRONMENT "'"$init_busybox" setsid "$init_busybox" "$@"'
+    exec "$init_busybox" env -u SHLVL -u PWD -u OLDPWD -- "$@"
+}
+
+# check_refusal ENTRYPOINT: fail if it was not the entrypoint that ended so, but what should have become it, as the kernel
+# would not execute that. The kernel is asked by starting it again, for the same user, in the same way, but without the
+# memory to run in: what the kernel accepts, it kills before its first instruction.
+check_refusal() {
+    [ -f "$init_program" ] && [ -x "$init_program" ] || return # it did run: it is gone
+    # The user may not reach the initrd's busybox. And as long as a shell can find itself in /proc, it takes what the
+    # kernel knows no format of for a script, and runs that.
+    "$init_busybox" cp "$init_busybox" /dev/busybox
+    "$init_busybox" mount -t tmpfs tmpfs /proc
+    { init_why=$(ask_kernel 2>&1); } 2>/dev/null # this shell would tell that it was killed
+    init_asked=$?
+    /dev/busybox umount /proc
+    case $init_asked:$init_why in 12[67]:*asked*) ;; *) return ;; esac
+    init_why=${init_why##*: }
+    if [ "$init_why" = 'not found' ]; then
+        init_loader=$("$init_busybox" strings "$init_binary" | "$init_busybox" grep -m 1 '^/.*/ld[^/]*$')
+        init_why='the kernel does not know its format'
+        [ -z "$init_loader" ] || [ -e "$init_loader" ] || init_why="$init_binary needs $init_loader, which is missing"
+    fi
+    fail "cannot run entrypoint $1" "$init_why" 126
+}
+
+ask_kernel() {
+    ENVIRONMENT='' init_run=/dev init_busybox=/dev/busybox
+    # shellcheck disable=SC2016 # that shell expands it
+    set -- sh -c 'ulimit -v 64; echo asked; exec "$0"' "$init_program"
+    init_program=$init_busybox
+    start busybox "$@" 3>&-
+}
+
+# Not by its arguments: PID 1 has those that the kernel's command line gives it. A shell reads no further than it gets,
+# so this one spares itself what follows.
+if [ $$ -ne 1 ]; then
+    init_run=/proc/1/root/run init_busybox=/proc/1/root/bin/busybox init_applet=$init_busybox
+    # shellcheck disable=SC2119
+    run
+    exit
+fi
 
 ### init: the process that must not end ###
 
@@ -201,10 +463,32 @@ wait_until() {
 mount_disks() {
     wait_until find_disks ||
         fail "missing disk:$missing" "waited $init_patience s, and there is:${found:- none}"
-    mount_read_only "the rootfs disk $rootfs" "/dev/$rootfs" /run/rootfs
-    mount_read_only "the config disk $config" "/dev/$config" /run/config
-    mount_writable "the overlay disk $overlay" "/dev/$overlay" /run/overlay
+    check_writable "the overlay disk $overlay" "/dev/$overlay"
+    layers /run/rootfs /run/overlay
+    find_format "/dev/$rootfs"
+    echo "/dev/$rootfs /run/rootfs $format
+/dev/$config /run/config ext4 ro,noload
+/dev/$overlay /run/overlay ext4 defaults
+overlay /run/root overlay $layers" >/run/fstab
+    mount -a -T /run/fstab 2>/dev/null || mount_one_by_one
+    check_space "the overlay disk $overlay" /run/overlay
+}
+
+# For a config disk that is not ext4, for an overlay disk that lacks its directories, and to name the one that fails.
+mount_one_by_one() {
+    umount /run/root 2>/dev/null # laid over nothing, where the root was not mounted
+    mounted=' '
+    while read -r _ directory _; do
+        mounted="$mounted$directory "
+    done </proc/mounts
+    is_mounted /run/rootfs || mount_read_only "the rootfs disk $rootfs" "/dev/$rootfs" /run/rootfs
+    is_mounted /run/config || mount_read_only "the config disk $config" "/dev/$config" /run/config
+    is_mounted /run/overlay || mount_writable "the overlay disk $overlay" "/dev/$overlay" /run/overlay
     merge "the overlay disk $overlay" /run/rootfs /run/overlay /run/root
+}
+
+is_mounted() {
+    case $mounted in *" $1 "*) return 0 ;; *) return 1 ;; esac
 }
 
 # Sets rootfs, overlay and config to names of devices. Fails while one of them is missing.
@@ -232,19 +516,34 @@ read_serial() {
     read -r serial 2>/dev/null <"$1/serial" # `read` returns 1: there is no newline in it
 }
 
-# mount_read_only WHAT DEVICE DIRECTORY. Without noload, ext4 would write what its journal still holds.
+# mount_read_only WHAT DEVICE DIRECTORY
 mount_read_only() {
-    mount -t ext4 -o ro,noload "$2" "$3" 2>/dev/null && return
-    # squashfs declines in silence what is none. The kernel itself loads the modules of those two.
-    try "cannot mount $1 as ext4, squashfs or erofs" mount -t squashfs,erofs -o ro "$2" "$3"
+    find_format "$2"
+    try "cannot mount $1 as ext4, squashfs or erofs" mount -t "${format% *}" -o "${format#* }" "$2" "$3"
+}
+
+# find_format DEVICE: sets format to the type it has, and the options with which it is only read. Before what tells an
+# erofs are 1024 NULs, which a shell leaves out. The kernel would load a module for each type that is just tried.
+find_format() {
+    # shellcheck disable=SC3003 # busybox has it
+    case $(head -c 1028 "$1") in
+        hsqs*) format='squashfs ro' ;;
+        $'\342\341\365\340') format='erofs ro' ;;
+        *) format='ext4 ro,noload' ;; # without noload it would write what its journal still holds
+    esac
 }
 
 # mount_writable WHAT DEVICE DIRECTORY
 mount_writable() {
+    check_writable "$1" "$2"
+    try "cannot mount $1 as ext4" mount -t ext4 "$2" "$3"
+}
+
+# check_writable WHAT DEVICE: mount would do with a device that is not.
+check_writable() {
     locked=''
     read -r locked 2>/dev/null <"/sys/class/block/${2##*/}/ro"
-    [ "$locked" != 1 ] || fail "cannot write $1" 'it is read-only' # mount would do with that
-    try "cannot mount $1 as ext4" mount -t ext4 "$2" "$3"
+    [ "$locked" != 1 ] || fail "cannot write $1" 'it is read-only'
 }
 
 # merge WHAT LOWER UPPER DIRECTORY: mount LOWER there; what changes is kept on the disk mounted on UPPER.
@@ -252,11 +551,20 @@ merge() {
     if ! [ -d "$3/upper" ] || ! [ -d "$3/work" ]; then
         try "cannot write $1" mkdir -p "$3/upper" "$3/work"
     fi
-    # A full disk would let the guest start, only to fail in some odd way. So a block is asked for, and given back.
-    echo 2>/dev/null >"$3/space" || fail "cannot write $1" 'no space is left on it'
-    : >"$3/space"
-    try "cannot lay $1 over what is below it" \
-        mount -t overlay -o "lowerdir=$2,upperdir=$3/upper,workdir=$3/work" overlay "$4"
+    layers "$2" "$3"
+    try "cannot lay $1 over what is below it" mount -t overlay -o "$layers" overlay "$4"
+}
+
+# layers LOWER UPPER: sets layers to the options of such a mount.
+layers() {
+    layers=lowerdir=$1,upperdir=$2/upper,workdir=$2/work
+}
+
+# check_space WHAT UPPER. A full disk would let the guest start, only to fail in some odd way. So a block is asked for,
+# and given back.
+check_space() {
+    echo 2>/dev/null >"$2/space" || fail "cannot write $1" 'no space is left on it'
+    : >"$2/space"
 }
 
 # Names and addresses of servers are for run to write. lo is up whatever the config says: many an image counts on it.
@@ -281,21 +589,6 @@ set_hostname() {
     fail "cannot be called $GUEST_HOSTNAME" "$why"
 }
 
-# each_volume FUNCTION: call it with DEVICE PATH MODE [OVERLAY_DEVICE] for each of VOLUME_MOUNTS. init_number counts.
-each_volume() {
-    init_number=0
-    set -f
-    for init_volume in $VOLUME_MOUNTS; do
-        init_number=$((init_number + 1))
-        IFS=: && set -f
-        # shellcheck disable=SC2086 # to be split
-        set -- "$1" $init_volume
-        unset IFS && set +f
-        "$@"
-    done
-    set +f
-}
-
 # Mounts it on /run/volumes/<number>, as init should reach it to the end; run binds that where it belongs in the image.
 attach_volume() {
     volume=/run/volumes/$init_number base=/run/bases/$init_number upper=/run/uppers/$init_number
@@ -313,6 +606,7 @@ attach_volume() {
             find_device "$4"
             mount_writable "the volume's overlay disk $4" "$device" "$upper"
             merge "the volume's overlay disk $4" "$base" "$upper" "$volume"
+            check_space "the volume's overlay disk $4" "$upper"
             ;;
     esac
 }
@@ -348,9 +642,7 @@ sysfs /run/root/sys sysfs nosuid,nodev,noexec
 devtmpfs /run/root/dev devtmpfs nosuid
 devpts /run/root/dev/pts devpts nosuid,noexec,gid=5,mode=620,ptmxmode=666
 tmpfs /run/root/dev/shm tmpfs nosuid,nodev,mode=1777' >/run/fstab
-    while read -r _ type; do
-        [ "$type" != cgroup2 ] || echo 'cgroup2 /run/root/sys/fs/cgroup cgroup2 nosuid,nodev,noexec' >>/run/fstab
-    done </proc/filesystems
+    [ ! -d /sys/fs/cgroup ] || echo 'cgroup2 /run/root/sys/fs/cgroup cgroup2 nosuid,nodev,noexec' >>/run/fstab
     case $INIT_MODE in
         '') echo '/run/root / none move' >>/run/fstab ;;
         systemd) ;;
@@ -366,208 +658,5 @@ enter_root() {
         setsid setsid chroot . /proc/1/root/bin/busybox sh /proc/1/root/init run
 }
 
-### run: from the image's root to the entrypoint ###
-
-run() {
-    trap : HUP INT TERM # nor is a `kill -1` meant for the entrypoint's keeper
-    read_config
-    eval "set -- $ENVIRONMENT"
-    for init_word; do
-        case $init_word in
-            PATH=*) PATH=${init_word#PATH=} ;;
-            [!=]*=*) ;;
-            *) fail 'bad ENVIRONMENT' "$init_word is not NAME=VALUE" ;;
-        esac
-    done
-    eval "set -- $ENTRYPOINT $CMD"
-    trap - EXIT
-    write_names
-    each_volume bind_volume
-    if [ "$INIT_MODE" = systemd ]; then
-        find_program /sbin/init
-        printf 'set -- %s\n' "$ENVIRONMENT" >"$init_run/handover"
-        echo handover >"$init_run/status"
-        return
-    fi
-    [ $# -gt 0 ] || fail 'nothing to run' 'config.sh sets neither ENTRYPOINT nor CMD'
-    case $STOP_SIGNAL in
-        '' | [1-9] | [1-5][0-9] | 6[0-4]) ;;
-        *) fail "bad STOP_SIGNAL $STOP_SIGNAL" 'it is not a number from 1 to 64' ;;
-    esac
-    find_user "${RUN_AS:-0}"
-    enter_workdir "${WORKDIR:-/}"
-    find_program "$1"
-    (start "$@" 3>&-)
-    echo $? >"$init_run/status"
-}
-
-# Leaves a trap that tells what is wrong with config.sh when that ends this shell; the caller removes it.
-read_config() {
-    # None of it may come from the environment, into which the kernel puts words of its command line.
-    unset ENTRYPOINT CMD ENVIRONMENT WORKDIR RUN_AS STOP_SIGNAL INIT_MODE VOLUME_MOUNTS \
-        GUEST_IP GUEST_CIDR GUEST_MASK GUEST_GW GUEST_DNS GUEST_HOSTNAME
-    [ -f "$init_run/config/config.sh" ] || fail 'no config.sh' 'the config disk does not hold it'
-    trap broken_config EXIT
-    # shellcheck source=/dev/null
-    . "$init_run/config/config.sh" 2>/dev/null
-    unset IFS
-}
-
-broken_config() {
-    init_why=$("$init_busybox" sh -n "$init_run/config/config.sh" 2>&1)
-    fail 'config.sh is broken' "${init_why:-it ends the shell that reads it}"
-}
-
-# What programs expect in /etc to find hosts. Here, as its links are the image's.
-write_names() {
-    [ -z "$GUEST_HOSTNAME" ] || write_file /etc/hostname "$GUEST_HOSTNAME"
-    [ -s /etc/hosts ] || write_file /etc/hosts "127.0.0.1 localhost $GUEST_HOSTNAME${init_newline}::1 localhost"
-    init_servers=
-    for init_server in $GUEST_DNS; do
-        case $init_server in *[!0-9a-fA-F.:]*) fail "bad GUEST_DNS $init_server" 'it is no address' ;; esac
-        init_servers=${init_servers:+$init_servers$init_newline}"nameserver $init_server"
-    done
-    [ -z "$init_servers" ] || write_file /etc/resolv.conf "$init_servers"
-}
-
-# write_file PATH TEXT: a link there is replaced, for it may lead nowhere, or to where a file system will be mounted.
-write_file() {
-    [ -d "${1%/*}" ] || try "cannot make ${1%/*}" mkdir -p "${1%/*}"
-    ! [ -L "$1" ] || try "cannot replace $1" rm "$1"
-    printf '%s\n' "$2" 2>/dev/null >"$1" || fail "cannot write $1" 'it is no file, or no space is left'
-}
-
-bind_volume() {
-    [ -d "$2" ] || try "cannot make $2 for a volume" mkdir -p "$2"
-    try "cannot mount a volume on $2" mount -o bind "$init_run/volumes/$init_number" "$2"
-}
-
-# find_user USER[:GROUP]: sets init_uid and init_gid, and HOME unless config.sh has exported that. init_name is empty
-# unless the groups are to be those of a user that the image knows.
-find_user() {
-    init_uid='' init_gid=0 init_home=/ init_name=''
-    while IFS=: read -r init_word _ init_number init_group _ init_directory _; do
-        [ "$init_word" = "${1%%:*}" ] || [ "$init_number" = "${1%%:*}" ] || continue
-        init_name=$init_word init_uid=$init_number init_gid=$init_group init_home=${init_directory:-/}
-        break
-    done 2>/dev/null </etc/passwd
-    case $init_uid:${1%%:*} in
-        :*[!0-9]* | :) fail "cannot run as ${1%%:*}" 'the image knows no such user' ;;
-        :0) init_uid=0 init_home=/root ;;
-        :*) init_uid=${1%%:*} ;;
-    esac
-    export HOME="${HOME:-$init_home}"
-    case $1 in *:*) find_group "${1#*:}" ;; esac
-}
-
-# find_group GROUP: sets init_gid.
-find_group() {
-    init_name='' init_gid=''
-    while IFS=: read -r init_word _ init_number _; do
-        [ "$init_word" = "$1" ] || [ "$init_number" = "$1" ] || continue
-        init_gid=$init_number
-        break
-    done 2>/dev/null </etc/group
-    case $init_gid:$1 in
-        :*[!0-9]* | :) fail "cannot run with the group $1" 'the image knows no such group' ;;
-        :*) init_gid=$1 ;;
-    esac
-}
-
-enter_workdir() {
-    cd "$1" 2>/dev/null && return
-    try "cannot make the working directory $1" mkdir -p "$1"
-    cd "$1" || fail "cannot enter the working directory $1" 'it was made, and is not one'
-}
-
-# Sets init_program to a path with a slash, as a bare name may mean busybox's own applet to busybox.
-find_program() {
-    init_program=$1
-    case $1 in
-        */*) ;;
-        *)
-            IFS=: && set -f
-            for init_directory in $PATH; do
-                init_program=${init_directory:-.}/$1
-                [ -f "$init_program" ] && [ -x "$init_program" ] && break
-            done
-            unset IFS
-            ;;
-    esac
-    [ -e "$init_program" ] || fail "entrypoint $1 not found" "PATH is $PATH" 127
-    [ -f "$init_program" ] || fail "cannot run entrypoint $1" 'it is not a file' 126
-    [ -x "$init_program" ] || fail "cannot run entrypoint $1" 'it is not executable' 126
-    check_format "$1"
-}
-
-# What the kernel would refuse to execute, past the point where this script could say why.
-check_format() {
-    read_head "$init_program" 24
-    case $init_head in
-        ?ELF*)
-            find_machine
-            init_wanted=$init_class$init_machine
-            read_head "$init_busybox" 24
-            find_machine
-            # What is of another class, so for 32 bits, some kernels can run.
-            case $init_wanted in
-                "$init_class$init_machine") ;;
-                "$init_class"*) fail "cannot run entrypoint $1" 'it was built for another architecture' 126 ;;
-            esac
-            ;;
-        '#!'*)
-            read_head "$init_program" 256
-            # shellcheck disable=SC2086 # to be split, at blanks
-            set -- "$1" ${init_head#??}
-            [ -x "$2" ] || fail "cannot run entrypoint $1" "its interpreter $2 is missing" 126
-            ;;
-        *) fail "cannot run entrypoint $1" 'it is neither an ELF program nor a script that begins with #!' 126 ;;
-    esac
-}
-
-# read_head FILE LENGTH: sets init_head to the first of its bytes that are no NUL, up to a newline.
-read_head() {
-    # shellcheck disable=SC3045 # busybox has -n
-    IFS='' read -r -n "$2" init_head 2>/dev/null <"$1"
-}
-
-# Sets init_class to EI_CLASS and EI_DATA, and init_machine to e_machine, of the ELF header in init_head. Without the
-# NULs it is found by what is next to it: EI_VERSION and e_version are the same byte.
-#    7f E L F class data version [ABI] type machine version ...
-find_machine() {
-    init_head=${init_head#????}
-    init_class=${init_head%"${init_head#??}"}
-    init_head=${init_head#??}
-    init_version=${init_head%"${init_head#?}"}
-    init_head=${init_head#?}
-    init_head=${init_head%%"$init_version"*}
-    init_machine=${init_head#"${init_head%?}"}
-}
-
-# start WORD...: become the entrypoint, in a session of its own. Without setsid between them, `env` would take a program
-# with a = in its path for an assignment.
-start() {
-    read -r init_pid _ </proc/self/stat # $$ is the process this one was forked from
-    echo "$init_pid $STOP_SIGNAL" >"$init_run/entrypoint"
-    if [ -n "$init_name" ]; then
-        init_word=$1
-        shift
-        # Of busybox's applets the one that sets a user's groups. Without a file of PIDs it would look for a program
-        # that runs already, and not start it again.
-        set -- start-stop-daemon -S -p "$init_run/none" -c "$init_name" -x "$init_program" -a "$init_word" -- "$@"
-    else
-        shift
-        set -- nsenter -S "$init_uid" -G "$init_gid" -- "$init_program" "$@"
-    fi
-    eval "set -- $ENVIRONMENT "'"$init_busybox" setsid "$init_busybox" "$@"'
-    exec "$init_busybox" env -u SHLVL -u PWD -u OLDPWD -- "$@"
-}
-
-# Not by its arguments: PID 1 has those that the kernel's command line gives it.
-if [ $$ -eq 1 ]; then
-    init_run=/run init_busybox=/bin/busybox PATH=/bin:/sbin
-    init
-else
-    init_run=/proc/1/root/run init_busybox=/proc/1/root/bin/busybox
-    run "$@"
-fi
+init_run=/run init_busybox=/bin/busybox init_applet='' PATH=/bin:/sbin
+init

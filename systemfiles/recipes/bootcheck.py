@@ -1,0 +1,157 @@
+"""Boots a kernel and an initrd, and checks the guest contract step by step.
+
+Without an image there are three boots of the probe's own::
+
+    everything   as root, with all that a guest may be told to use, its disks out of order but with serials
+    user         as a user by name, on the same overlay, its disks known by their order
+    systemd      as PID 1
+
+What is done with an image is in imagecheck.py.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from systemfiles.bootfiles import BootFiles
+from systemfiles.content.images import Image
+from systemfiles.foundation.digest import hash_file
+from systemfiles.foundation.errors import StoreError, UsageError
+from systemfiles.foundation.files import write_file
+from systemfiles.foundation.paths import Paths
+from systemfiles.foundation.progress import Progress, silent
+from systemfiles.recipes import contract, probe, qemu
+from systemfiles.recipes.bootreport import ENDING, Report
+from systemfiles.recipes.disks import write_config_disk, write_overlay_disk, write_rootfs_disk
+from systemfiles.recipes.guests import Guest, Guests
+from systemfiles.recipes.imagecheck import check_image
+
+LIMIT = 60.0
+"""How long, in seconds, an entrypoint may run."""
+START = 120.0
+"""How long, in seconds, a guest may take to start it. On an idle host that is done in three."""
+
+_LIMIT_MAX = 86400
+_OVERLAY, _VOLUME = 16 << 20, 4 << 20
+
+
+def check_and_keep_log(
+    files: BootFiles,
+    paths: Paths,
+    *,
+    image: Image | None = None,
+    accel: str = "tcg",
+    limit: float = LIMIT,
+    start: float = START,
+    progress: Progress = silent,
+) -> Report:
+    """`check_boot` in a temporary directory. When the contract does not hold, the serial log is kept: in the data
+    directory, or where temporary files are if that cannot be written. Raises as `check_boot`.
+    """
+    with tempfile.TemporaryDirectory(prefix="systemfiles-boot-") as name:
+        directory = Path(name)
+        report = check_boot(files, directory, image=image, accel=accel, limit=limit, start=start, progress=progress)
+        if report.holds:
+            return report
+        return replace(report, log=_keep(directory / "serial.log", f"boot-{files.kernel.arch}", paths))
+
+
+def check_boot(
+    files: BootFiles,
+    directory: Path,
+    *,
+    image: Image | None = None,
+    accel: str = "tcg",
+    limit: float = LIMIT,
+    start: float = START,
+    progress: Progress = silent,
+) -> Report:
+    """Boots this pair in QEMU, with `image` or without, and says for each step of the contract whether it holds.
+
+    A guest has `start` seconds to start its entrypoint, and that has `limit` to end; an image that runs on is asked to.
+    `directory` takes the disks, and serial.log with all that the guests write, as they do. Whatever they do is no
+    error, but in the report. Raises ToolMissing without QEMU, UsageError for an acceleration that cannot be used,
+    InvalidArchive for an initrd without a busybox or an image that is none, SourceRefused for an image whose
+    configuration no guest can do, ToolFailed when QEMU fails, NoSpace, StoreError, and whatever `progress` raises.
+    """
+    qemu.require_usable(qemu.machine_for(files.kernel.arch), accel)
+    if not 0 < limit <= _LIMIT_MAX:
+        msg = f"{limit:g} s is no time for an entrypoint to run"
+        raise UsageError(msg, hint=f"it is more than none, and {_LIMIT_MAX} s at most")
+    guests = Guests(files, directory, accel=accel, limit=limit, start=start, progress=progress)
+    return check_image(guests, image) if image else _check_probe(guests)
+
+
+def _check_probe(guests: Guests) -> Report:
+    write_rootfs_disk(guests.disk("rootfs"), [guests.probe.image()])
+    write_overlay_disk(guests.disk("overlay"), _OVERLAY)
+    first = _everything(guests)
+    if "everything" in first.facts:
+        _user(guests)
+        _systemd(guests)
+    return guests.report(contract.init_seconds(first.facts))
+
+
+def _everything(guests: Guests) -> Guest:
+    config = guests.probe.everything()
+    write_config_disk(guests.disk("config"), config)
+    for name in ("reference", "data", "template"):
+        content = probe.layer({"value": f"{probe.AS_DELIVERED}\n".encode()})
+        write_rootfs_disk(guests.disk(name), [content], size=_VOLUME)
+        guests.disk(name).chmod(0o600)
+    write_overlay_disk(guests.disk("changes"), _VOLUME)
+    # by their letters, each would be another
+    disks = guests.disks("config", "template", "rootfs", "reference", "data", "overlay", "changes")
+    unchanging = {"rootfs": 3, "config": 4, "reference": 6, "template": 6}
+    guests.disk("rootfs").chmod(0o600)  # the guest could write to it, and must not
+    before = {name: hash_file(disks[name]) for name in unchanging}
+    guest = guests.boot("as root, with everything", disks, network=True)
+    findings, facts = guests.findings, guest.facts
+    if guests.has_started(guest) and "everything" not in facts:
+        findings.expect(ENDING, "what the probe tells", "everything", f"nothing after {[*facts][-1]}")
+        contract.check_ending(findings, guest.outcome, probe.STATUS)
+    elif guest.started:
+        contract.check_any(findings, facts, guests.probe.modules, disks)
+        contract.check_network(findings, facts, guests.probe.nonce)
+        contract.check_everything(findings, facts, guests.probe, config)
+        contract.check_ending(findings, guest.outcome, probe.STATUS)
+        for name, step in unchanging.items():
+            after = "as before" if hash_file(disks[name]) == before[name] else "changed"
+            findings.expect(step, f"the {name} disk, which is only to be read", "as before", after)
+    return guests.noted(guest)
+
+
+def _user(guests: Guests) -> None:
+    write_config_disk(guests.disk("config"), guests.probe.user())
+    guest = guests.boot("as a user", guests.disks("rootfs", "overlay", "config"), serials=False)
+    if guests.has_started(guest):
+        contract.check_user(guests.findings, guest.facts, guests.probe)
+        contract.check_ending(guests.findings, guest.outcome, 0)
+    guests.noted(guest)
+
+
+def _systemd(guests: Guests) -> None:
+    write_config_disk(guests.disk("config"), guests.probe.systemd())
+    guest = guests.boot("as PID 1", guests.disks("rootfs", "overlay", "config"))
+    if guests.has_started(guest, step=9):
+        contract.check_systemd(guests.findings, guest.facts, guests.probe)
+        ended = "running" if guest.outcome.status is None else "switched off"
+        guests.findings.expect(9, "the machine, which its init switches off", "switched off", ended)
+    guests.noted(guest)
+
+
+def _keep(log: Path, name: str, paths: Paths) -> Path:
+    """A copy of the serial log that stays."""
+    content = log.read_bytes()
+    kept = paths.data_dir / "logs" / f"{name}.log"
+    try:
+        write_file(kept, content, scratch=paths.tmp, mode=0o644)
+    except StoreError:  # which a full disk is, too
+        fd, temporary = tempfile.mkstemp(prefix=f"systemfiles-{name}-", suffix=".log")
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+        return Path(temporary)
+    return kept

@@ -1,0 +1,346 @@
+"""Boots a kernel and an initrd in QEMU, and tells how that ended.
+
+The machine is emulated (`-accel tcg`) unless KVM is asked for, so either architecture runs on any host and without
+privilege. Its serial line is all that it is heard by: what is written there, from the kernel's first line to the last,
+is the outcome's `console`, and goes to a file as it comes. QEMU ends by itself when the guest switches itself off and,
+by `-no-reboot`, when it resets itself. Nothing that a guest does makes it run for longer, or makes that file larger,
+than was agreed.
+
+Source: qemu(1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from systemfiles.bootfiles import BootFiles
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.errors import ToolFailed, ToolMissing, UsageError
+from systemfiles.foundation.files import storing
+from systemfiles.foundation.progress import Progress, silent
+
+HOST = "10.0.2.2"
+"""The gateway of a guest's network; by this address it reaches the loopback interface of the host."""
+
+SERVER = "10.0.2.100"
+"""The address, port 80, of the one server that a guest with a closed network reaches."""
+
+TALKATIVE = "loglevel=7"
+"""The argument with which the kernel tells all it does."""
+
+CONSOLE_HEAD, CONSOLE_TAIL = 4 << 20, 64 << 10
+"""How many of the first and of the last bytes are kept of what a guest writes."""
+
+ACCELERATIONS = ("tcg", "kvm")
+"""Emulation, and KVM: the host's own processor."""
+Watch = Callable[[bytes], float | None]
+"""Called now and then with what the guest wrote so far, up to CONSOLE_HEAD. May say in how many seconds, counted from
+now, the machine is to be stopped; None leaves that as it is."""
+
+_PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
+_USE_TCG = "accel=tcg emulates either architecture, on any host and without privilege"
+_KVM = Path("/dev/kvm")
+_TICK = 0.1  # seconds between two looks at the clock
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A kind of virtual machine. Its virtio devices are on the `bus` pci, or are a `device` mapped into memory.
+
+    `arguments` are for the kernel's command line.
+    """
+
+    name: str
+    arch: str
+    options: tuple[str, ...]
+    bus: str
+    arguments: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Q35 = Machine("q35", "x86_64", ("-machine", "q35"), "pci")
+VIRT = Machine("virt", "aarch64", ("-machine", "virt", "-cpu", "cortex-a72"), "pci")
+
+
+def machine_for(arch: Arch) -> Machine:
+    """The usual one."""
+    return {Arch.X86_64: Q35, Arch.AARCH64: VIRT}[arch]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a machine ended. `status` is that of QEMU, None when it had to be stopped; `seconds` passed on the host."""
+
+    status: int | None
+    console: str
+    seconds: float
+
+    @property
+    def lines(self) -> list[str]:
+        return self.console.splitlines()
+
+    @property
+    def exit(self) -> int | None:
+        """The status of the entrypoint as init reports it, None without a report."""
+        reports = re.findall(r"^systemfiles: exit (\d{1,3})$", self.console, re.MULTILINE)
+        return int(reports[-1]) if reports else None
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The failures that init reports, as `what (why)`."""
+        return tuple(re.findall(r"^systemfiles: error: (.+)$", self.console, re.MULTILINE))
+
+    @property
+    def panic(self) -> str | None:
+        """Why the kernel gave up, if it did."""
+        found = re.search(r"Kernel panic - not syncing: (.*)|Kernel panic", self.console)
+        return (found[1] or found[0]) if found else None
+
+    @property
+    def init_seconds(self) -> float:
+        """How long init ran, by the guest's clock. The kernel tells when that began and ended, to `TALKATIVE` ones."""
+        times = re.findall(r"^\[ *(\d+\.\d+)\] (?:Run /init as init process|reboot: )", self.console, re.MULTILINE)
+        return float(times[-1]) - float(times[0])
+
+    @property
+    def clean(self) -> bool:
+        """Whether the guest ended the machine itself, by init, and the kernel had no reason to."""
+        return self.status == 0 and self.exit is not None and self.panic is None
+
+
+def require_usable(machine: Machine, accel: str = "tcg") -> None:
+    """Raises ToolMissing without the emulator, UsageError for an acceleration that cannot be used here."""
+    if accel not in ACCELERATIONS:
+        msg = f"there is no acceleration {accel!r}"
+        raise UsageError(msg, hint=f"it is one of {', '.join(ACCELERATIONS)}")
+    _emulator(machine)
+    if accel != "kvm":
+        return
+    if machine.arch != (host := os.uname().machine):
+        msg = f"KVM cannot run an {machine.arch} guest: this host is {host}"
+        raise UsageError(msg, hint=_USE_TCG)
+    try:
+        os.close(os.open(_KVM, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        msg = f"KVM cannot be used: {_KVM} cannot be opened ({error.strerror})"
+        raise UsageError(msg, hint=_USE_TCG) from error
+
+
+def command(
+    machine: Machine,
+    files: BootFiles,
+    disks: Mapping[str, Path],
+    *,
+    serials: bool = True,
+    locked: Sequence[str] = (),
+    network: bool = False,
+    server: int | None = None,
+    arguments: str = "",
+    memory: int = 256,
+    accel: str = "tcg",
+) -> list[str]:
+    """QEMU's command line for what `boot` describes. Raises ToolMissing."""
+    words = [_emulator(machine), *machine.options, "-accel", accel, "-m", str(memory), "-nodefaults", "-no-user-config"]
+    if accel == "kvm":  # of two such options the last one counts
+        words += ["-cpu", "host"]
+        # the host's kernel has that of the host alone
+        words += ["-machine", "gic-version=max"] if machine.arch == "aarch64" else []
+    append = " ".join(filter(None, (files.cmdline("qemu"), machine.arguments, arguments)))
+    words += ["-no-reboot", "-display", "none", "-monitor", "none", "-serial", "stdio"]
+    words += ["-kernel", str(files.kernel.path), "-initrd", str(files.initrd.path), "-append", append]
+    for name, path in disks.items():
+        file = str(path).replace(",", ",,")
+        words += ["-drive", f"if=none,format=raw,id={name},file={file}" + ",readonly=on" * (name in locked)]
+        words += ["-device", f"virtio-blk-{machine.bus},drive={name}" + f",serial={name}" * serials]
+    if network or server is not None:
+        rom = ",romfile=" if machine.bus == "pci" else ""  # nothing is to be booted from it
+        reach = "restrict=off"
+        if server is not None:
+            reach = f"restrict=on,guestfwd=tcp:{SERVER}:80-tcp:127.0.0.1:{server}"
+        words += ["-netdev", f"user,id=net,{reach}", "-device", f"virtio-net-{machine.bus},netdev=net{rom}"]
+    return words
+
+
+def boot(
+    machine: Machine,
+    files: BootFiles,
+    disks: Mapping[str, Path],
+    *,
+    serials: bool = True,
+    locked: Sequence[str] = (),
+    network: bool = False,
+    server: int | None = None,
+    arguments: str = "",
+    memory: int = 256,
+    accel: str = "tcg",
+    typed: bytes = b"",
+    limit: float = 120,
+    log: Path | None = None,
+    watch: Watch | None = None,
+    progress: Progress = silent,
+) -> Outcome:
+    """Run `machine` until it ends, for at most `limit` seconds or what `watch` makes of that.
+
+    `disks` are attached in their order, those in `locked` so that the guest cannot write to them, and with `serials`
+    their keys are the virtio serials. `network` gives it one that leads to the host and beyond; with `server` it leads
+    nowhere but to that port of the host's loopback interface, for one connection. `arguments` go to the end of the
+    kernel's command line. `memory` is in MiB. `typed` is what its serial line receives; what it sends is appended to
+    `log`. `progress` is called with the bytes written there, and may raise. Whatever happens, QEMU has ended when this
+    returns. Raises ToolMissing, UsageError, NoSpace, StoreError, and ToolFailed when QEMU cannot do it.
+    """
+    require_usable(machine, accel)
+    words = command(
+        *(machine, files, disks),
+        serials=serials,
+        locked=locked,
+        network=network,
+        server=server,
+        arguments=arguments,
+        memory=memory,
+        accel=accel,
+    )
+    start = time.monotonic()
+    with _Console.to(log) as console:
+        run = _Run(console, watch, lambda total: progress(f"boot {machine.arch}", console.size, total))
+        status = run.until_it_ends(words, typed, limit)
+    text = console.text()
+    if status:
+        last = "\n".join(shown(text).splitlines()[-15:])
+        raise ToolFailed(shlex.join(words), status=status, output=last, hint=_USE_TCG if accel == "kvm" else None)
+    return Outcome(status, text, time.monotonic() - start)
+
+
+def shown(text: str) -> str:
+    """What a guest wrote, so that it can do a terminal no harm: of control characters only line ends are left."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text.replace("\t", "    ").replace("\r\n", "\n")
+    )
+
+
+def _emulator(machine: Machine) -> str:
+    name = f"qemu-system-{machine.arch}"
+    if path := shutil.which(name):
+        return path
+    raise ToolMissing(name, hint=f"apt-get install {_PACKAGES[machine.arch]}")
+
+
+class _Run:
+    """One process of QEMU, heard and watched."""
+
+    def __init__(self, console: _Console, watch: Watch | None, report: Callable[[int | None], None]) -> None:
+        self._console = console
+        self._watch = watch
+        self._report = report
+        self._watched = 0
+
+    def until_it_ends(self, words: Sequence[str], typed: bytes, limit: float) -> int | None:
+        """The status of QEMU, None when it was stopped."""
+        deadline = time.monotonic() + limit
+        with _process(words, typed) as (process, output):
+            poll = select.poll()
+            poll.register(output, select.POLLIN)
+            look = 0.0
+            while (now := time.monotonic()) < deadline:
+                if now >= look:
+                    look = now + _TICK
+                    deadline = self._look(now, deadline)
+                if not poll.poll(1000 * _TICK):
+                    continue
+                if data := os.read(output, _PIECE):
+                    self._console.add(data)
+                    continue
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - now))
+                break
+            self._report(self._console.size)  # which may be how an interruption is learned of
+            return process.poll()
+
+    def _look(self, now: float, deadline: float) -> float:
+        """The deadline from now on."""
+        self._report(None)
+        written = len(self._console.head)
+        if self._watch is None or self._watched == written:
+            return deadline
+        self._watched = written
+        left = self._watch(bytes(self._console.head))
+        return deadline if left is None else now + left
+
+
+@contextlib.contextmanager
+def _process(words: Sequence[str], typed: bytes) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """QEMU while it runs, and where its output is read; it has ended afterwards."""
+    # with this even a SIGKILL to this process leaves none behind
+    leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+    with subprocess.Popen(
+        [*leash, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(typed)
+            process.stdin.close()
+            yield process, process.stdout.fileno()
+        finally:
+            process.kill()
+
+
+class _Console:
+    """What a guest writes: the first and the last of it in memory, and both in a file, the first as it comes."""
+
+    def __init__(self, file: BinaryIO | None, path: Path | None) -> None:
+        self.head = bytearray()
+        self.size = 0
+        self._tail = bytearray()
+        self._file = file
+        self._path = path
+
+    @classmethod
+    @contextlib.contextmanager
+    def to(cls, path: Path | None) -> Iterator[_Console]:
+        if path is None:
+            yield cls(None, None)
+            return
+        with storing(path):
+            file = path.open("ab", buffering=0)
+        with file:
+            console = cls(file, path)
+            try:
+                yield console
+            finally:
+                console._store(console._rest())
+
+    def add(self, data: bytes) -> None:
+        room = CONSOLE_HEAD - len(self.head)
+        self.size += len(data)
+        self.head += data[:room]
+        self._store(data[:room])
+        self._tail += data[room:]
+        del self._tail[:-CONSOLE_TAIL]
+
+    def text(self) -> str:
+        return (bytes(self.head) + self._rest()).decode(errors="backslashreplace").replace("\r\n", "\n")
+
+    def _rest(self) -> bytes:
+        left_out = self.size - len(self.head) - len(self._tail)
+        return (b"\n[%d bytes are left out here]\n" % left_out if left_out else b"") + self._tail
+
+    def _store(self, data: bytes) -> None:
+        if self._file is not None and self._path is not None and data:
+            with storing(self._path, needed=len(data)):
+                self._file.write(data)
