@@ -97,6 +97,7 @@ class Graph:
             "update": self._task_update,
             "verify": self._task_verify,
             "boot": self._task_boot,
+            "gc": self._task_gc,
             "setup": self._task_setup,
         }
         if self._checkout is not None:
@@ -178,6 +179,10 @@ class Graph:
                 yield self._task(name, partial(self._boot, target), after=[f"initrd:{name}"])
             else:
                 yield self._task(f"{target.kernel}:{target.arch}", _needs_initrd)
+
+    def _task_gc(self) -> dict[str, Any]:
+        """remove what nothing holds; `systemfiles gc --dry-run` says what that would be"""
+        return self._task(None, self._collect, doc=self._task_gc.__doc__)
 
     def _task_setup(self) -> dict[str, Any]:
         """install what provisioning needs from this host's apt (tests=yes: and what the tests need)"""
@@ -285,6 +290,7 @@ class Graph:
         return self._provisioner.manifest_is_current()
 
     def _write_manifest(self) -> Note:
+        self._system.holdings.learn()
         return f"{self._provisioner.write_manifest()} files listed"
 
     def _update(self) -> Note:
@@ -314,6 +320,12 @@ class Graph:
         if not report.holds:
             raise _Failed(report.text())
         return "\n   ".join(report.lines())
+
+    def _collect(self) -> Note:
+        found = self._system.collect()
+        if found.problems:
+            raise _Failed("\n".join([found.told(), *map(str, found.problems)]))
+        return found.told().replace("\n", "\n   ")
 
     def _wanted_packages(self) -> dict[str, str]:
         return PROVISIONING | (TESTS if self._variables.get("tests") == "yes" else {})

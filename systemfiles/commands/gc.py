@@ -7,10 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from systemfiles.commands.common import add_json, say, say_json, system_of
-from systemfiles.foundation.units import human_size, parse_duration, parse_size
+from systemfiles.foundation.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from systemfiles.retention.keeper import Collection
     from systemfiles.system import SystemFiles
 
 _EPILOG = """\
@@ -32,11 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     system = system_of(options)
+    grace = None if options.grace is None else parse_duration(options.grace)
     if options.explain is not None:
-        return _explain(system, options)
+        return _explain(system, options, grace)
     found = system.collect(
         dry_run=options.dry_run,
-        grace=None if options.grace is None else parse_duration(options.grace),
+        grace=grace,
         keep_last=options.keep_last,
         max_cache_bytes=None if options.max_cache_bytes is None else parse_size(options.max_cache_bytes),
         accept_lost_leases=options.accept_lost_leases,
@@ -47,23 +47,12 @@ def run(options: argparse.Namespace) -> int:
         gone = [each._asdict() for each in found.gone]
         say_json({"gone": gone, "bytes_freed": found.bytes_freed, "problems": [*map(str, found.problems)]})
     else:
-        say(told(found, dry_run=options.dry_run))
+        say(found.told(dry_run=options.dry_run))
     return 1 if found.problems else 0
 
 
-def told(found: Collection, *, dry_run: bool = False) -> str:
-    """What a collection did, a line for each thing, and what that gained."""
-    verb = "would go" if dry_run else "removed"
-    lines = [
-        f"{verb}: {each.what} ({each.why}{f'; last held by {each.last_held_by}' if each.last_held_by else ''})"
-        for each in found.gone
-    ]
-    gain = f"{human_size(found.bytes_freed)} {'would be freed' if dry_run else 'freed'}"
-    return "\n".join([*lines, gain if found.gone or found.bytes_freed else "nothing to collect"])
-
-
-def _explain(system: SystemFiles, options: argparse.Namespace) -> int:
-    found = system.explain(options.explain)
+def _explain(system: SystemFiles, options: argparse.Namespace, grace: int | None) -> int:
+    found = system.explain(options.explain, grace=grace, keep_last=options.keep_last)
     if options.json:
         say_json([each._asdict() for each in found])
     else:

@@ -36,12 +36,16 @@ from systemfiles.foundation.errors import SourceRefused, UsageError
 
 _WORD_MAX = (128 << 10) - 1  # MAX_ARG_STRLEN without the NUL: no program can be given more
 _WORDS_MAX = 1 << 20
+_POINTER = 8  # bytes; the kernel counts one for each word (fs/exec.c, bprm_stack_limits)
+_INITS = ("/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd")
 _PATH_MAX = 4095
 _HOSTNAME = re.compile(
     r"(?=.{1,64}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
 _USER = re.compile(r"[^\s:\0]+(:[^\s:\0]+)?")
-_DEVICE = re.compile(r"(/dev/)?[A-Za-z0-9][A-Za-z0-9_.-]*")
+_DEVICE = re.compile(r"(/dev/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,19}")  # VIRTIO_BLK_ID_BYTES
+_OWNER_MAX = (1 << 32) - 2  # the largest number means nobody in particular
+_KERNELS = ("proc", "sys", "dev")
 _SIGNAL = re.compile(r"(?:SIG)?(?:([A-Z0-9]+?)|RTMIN\+([0-9]{1,2})|RTMAX-([0-9]{1,2}))")
 _NAMES = (
     "HUP INT QUIT ILL TRAP ABRT BUS FPE KILL USR1 SEGV USR2 PIPE ALRM TERM STKFLT "
@@ -81,6 +85,8 @@ class Network:
                 ipaddress.ip_address(server)
             except ValueError as error:
                 _refuse("network.dns", str(error))
+            if "%" in server:
+                _refuse("network.dns", f"{server!r} names an interface of this host")
 
     def assignments(self) -> dict[str, str]:
         address, _, _ = self.address.partition("/")
@@ -106,10 +112,12 @@ class Volume:
     def __post_init__(self) -> None:
         for name, device in (("device", self.device), ("overlay_device", self.overlay_device)):
             if device is not None and not _DEVICE.fullmatch(_text(device, f"volume.{name}")):
-                _refuse(f"volume.{name}", f"{device!r} is no name of a device")
+                _refuse(f"volume.{name}", f"{device!r:.100} is no name of a device, or serial of at most 20 characters")
         _absolute(self.path, "volume.path")
         if ":" in self.path or self.path.split() != [self.path] or not self.path.strip("/"):
             _refuse("volume.path", f"{self.path!r} is the root, or has a colon or a space in it")
+        if next(part for part in self.path.split("/") if part not in ("", ".")) in _KERNELS:
+            _refuse("volume.path", f"{self.path!r} is the kernel's: none may be on or below /proc, /sys and /dev")
         if self.mode not in get_args(VolumeMode):
             _refuse("volume.mode", f"{self.mode!r} is none of {', '.join(get_args(VolumeMode))}")
         if (self.mode == "overlay") != (self.overlay_device is not None):
@@ -147,14 +155,17 @@ class GuestConfig:
             _refuse("network", f"{self.network!r:.100} is no Network")
         if not all(isinstance(volume, Volume) for volume in self.volumes):
             _refuse("volumes", "not each of them is a Volume")
-        if sum(len(_encoded(word)) + 1 for word in (*self.entrypoint, *self.cmd, *self._assignments())) > _WORDS_MAX:
-            _refuse("entrypoint, cmd and environment", f"together they are longer than {_WORDS_MAX} bytes")
+        words = (*self.entrypoint, *self.cmd, *self._assignments())
+        if sum(len(_encoded(word)) + 1 + _POINTER for word in words) > _WORDS_MAX:
+            _refuse("entrypoint, cmd and environment", f"together they take more than {_WORDS_MAX} bytes")
         for name in ("workdir", "user", "hostname", "stop_signal"):
             _text(getattr(self, name), name)
         if self.workdir:
             _absolute(self.workdir, "workdir")
         if self.user and not _USER.fullmatch(self.user):
             _refuse("user", f"{self.user!r} is no user, nor a user and a group with a colon between them")
+        if any(part.isdecimal() and int(part) > _OWNER_MAX for part in self.user.split(":")):
+            _refuse("user", f"{self.user!r} has a number that is larger than {_OWNER_MAX}")
         if self.hostname and not _HOSTNAME.fullmatch(self.hostname):
             _refuse("hostname", f"{self.hostname!r} is none")
         if self.init_mode not in (None, *get_args(InitMode)):
@@ -168,6 +179,7 @@ class GuestConfig:
     def from_image(cls, config: Mapping[str, object], *, subject: str = "the image") -> GuestConfig:
         """What an image's configuration (image-spec, config.md; the whole document) says.
 
+        One whose command line is nothing but the path of an init system is for `init_mode` systemd.
         Raises SourceRefused for one that breaks its format, or that no guest could do.
         """
         try:
@@ -237,9 +249,11 @@ def _from_image(document: Mapping[str, object]) -> dict[str, object]:
         environment[name] = value
     # ":group" is root with that group, and "user:" the user alone
     who = user.removesuffix(":")
+    entrypoint, cmd = (_words(config.get(key, ()), key) for key in ("Entrypoint", "Cmd"))
     return {
-        "entrypoint": _words(config.get("Entrypoint", ()), "Entrypoint"),
-        "cmd": _words(config.get("Cmd", ()), "Cmd"),
+        "entrypoint": entrypoint,
+        "cmd": cmd,
+        "init_mode": "systemd" if len(words := (*entrypoint, *cmd)) == 1 and words[0] in _INITS else None,
         "environment": environment,
         "workdir": f"/{workdir}" if workdir and not workdir.startswith("/") else workdir,
         "user": f"0{who}" if who.startswith(":") else who,

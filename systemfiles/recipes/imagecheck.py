@@ -23,7 +23,6 @@ _MEMORY = 512  # MiB
 _GRACE = 10.0  # seconds from when an entrypoint is asked to end
 _PROBING = 30.0  # seconds for the probe's own part, at most
 _SETTLE = 1.0  # seconds for what systemd says right after it has started everything
-_INITS = ("/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd")
 _TIME_OVER = re.compile(r"^systemfiles-probe: time over", re.MULTILINE)
 _NOT_RUN = (126, 127)
 _SYSTEMD_STARTED = re.compile(r"Startup finished in [^\r\n]*")
@@ -44,7 +43,7 @@ def check_image(guests: Guests, image: Image) -> Report:
     write_rootfs_disk(guests.disk("rootfs"), image.layers)
     write_overlay_disk(guests.disk("overlay"), _OVERLAY)
     notes = [_note("image", f"{image.reference} ({image.digest})"), _note("entrypoint", shlex.join(words))]
-    check = _check_init if words[0] in _INITS else _check_entrypoint
+    check = _check_init if config.init_mode else _check_entrypoint
     return check(guests, config, notes)
 
 

@@ -91,7 +91,7 @@ def test_a_word_of_every_length_the_kernel_takes_arrives(work: Path) -> None:
     assert arrived(replace(RUN, cmd=[long]), work)[0][1] == (long,)
     with pytest.raises(UsageError, match="cmd: a word of 131072 bytes"):
         replace(RUN, cmd=[long + "'"])
-    with pytest.raises(UsageError, match="together they are longer"):
+    with pytest.raises(UsageError, match="together they take more"):
         replace(RUN, cmd=[long] * 9)
 
 
@@ -118,6 +118,39 @@ def test_every_field_arrives_in_its_variable(work: Path) -> None:
         "GUEST_DNS": "10.0.2.3 2001:db8::1",
         "VOLUME_MOUNTS": "vdd:/data:rw /dev/vde:/ref:ro vdf:/over:overlay:vdg",
     }
+
+
+def test_what_only_the_kernel_would_refuse_is_refused_here() -> None:
+    with pytest.raises(UsageError, match="together they take more"):
+        GuestConfig(entrypoint=["x"] * 220_000)
+    for user in ("4294967295", "0:4294967295", "99999999999"):
+        with pytest.raises(UsageError, match="user: .* larger than 4294967294"):
+            replace(RUN, user=user)
+    assert replace(RUN, user="4294967294:4294967294").user
+
+
+@pytest.mark.parametrize("path", ["/proc", "/proc/x", "//sys/", "/./dev/shm", "/dev"])
+def test_no_volume_goes_where_the_kernels_file_systems_are(path: str) -> None:
+    with pytest.raises(UsageError, match=r"volume\.path: .* none may be on or below"):
+        Volume("data", path)
+    assert Volume("data", "/process/dev")
+
+
+def test_a_device_is_no_longer_than_a_serial_can_be() -> None:
+    assert Volume("d" * 20, "/data")
+    with pytest.raises(UsageError, match=r"volume\.device: .* at most 20 characters"):
+        Volume("d" * 21, "/data")
+
+
+def test_a_name_server_of_one_interface_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"network\.dns: .* interface"):
+        Network("10.0.2.15/24", dns=["fe80::1%eth0"])
+
+
+@pytest.mark.parametrize("words", [{"Cmd": ["/sbin/init"]}, {"Entrypoint": ["/usr/lib/systemd/systemd"]}])
+def test_an_image_that_is_to_run_an_init_system_gets_it_as_pid_1(words: dict[str, list[str]]) -> None:
+    assert GuestConfig.from_image({"config": words}).init_mode == "systemd"
+    assert GuestConfig.from_image({"config": {"Cmd": ["/sbin/init", "--help"]}}).init_mode is None
 
 
 def test_config_sh_is_what_it_is_documented_to_be() -> None:
