@@ -1,10 +1,11 @@
 """Boots a kernel and an initrd, and checks the guest contract step by step.
 
-Without an image there are three boots of the probe's own::
+Without an image there are four boots of the probe's own::
 
     everything   as root, with all that a guest may be told to use, its disks out of order but with serials
     user         as a user by name, on the same overlay, its disks known by their order
     systemd      as PID 1
+    failure      told to run what is not there
 
 What is done with an image is in imagecheck.py.
 """
@@ -13,19 +14,22 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from systemfiles.bootfiles import BootFiles
 from systemfiles.content.images import Image
 from systemfiles.foundation.digest import hash_file
-from systemfiles.foundation.errors import StoreError, UsageError
-from systemfiles.foundation.files import write_file
+from systemfiles.foundation.errors import StoreError, ToolFailed, UsageError
+from systemfiles.foundation.files import scratch_dir, write_file
 from systemfiles.foundation.paths import Paths
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.recipes import contract, probe, qemu
 from systemfiles.recipes.bootreport import ENDING, Report
-from systemfiles.recipes.disks import write_config_disk, write_overlay_disk, write_rootfs_disk
+from systemfiles.recipes.disks import needs_recovery, write_config_disk, write_overlay_disk, write_rootfs_disk
+from systemfiles.recipes.guestconfig import GuestConfig
 from systemfiles.recipes.guests import Guest, Guests
 from systemfiles.recipes.imagecheck import check_image
 
@@ -35,6 +39,7 @@ START = 120.0
 """How long, in seconds, a guest may take to start it. On an idle host that is done in three."""
 
 _LIMIT_MAX = 86400
+_NOT_FOUND = 127
 _OVERLAY, _VOLUME = 16 << 20, 4 << 20
 
 
@@ -51,12 +56,27 @@ def check_and_keep_log(
     """`check_boot` in a temporary directory. When the contract does not hold, the serial log is kept: in the data
     directory, or where temporary files are if that cannot be written. Raises as `check_boot`.
     """
-    with tempfile.TemporaryDirectory(prefix="systemfiles-boot-") as name:
-        directory = Path(name)
-        report = check_boot(files, directory, image=image, accel=accel, limit=limit, start=start, progress=progress)
-        if report.holds:
-            return report
-        return replace(report, log=_keep(directory / "serial.log", f"boot-{files.kernel.arch}", paths))
+    name = f"boot-{files.kernel.version}-{files.initrd.version}-{files.kernel.arch}"
+    with _work_in(paths) as directory:
+        log = directory / "serial.log"
+        try:
+            report = check_boot(files, directory, image=image, accel=accel, limit=limit, start=start, progress=progress)
+        except ToolFailed:
+            if log.exists():
+                _keep(log, name, paths)
+            raise
+        return report if report.holds else replace(report, log=_keep(log, name, paths))
+
+
+@contextmanager
+def _work_in(paths: Paths) -> Iterator[Path]:
+    """A directory for disks, which may be large: in the data directory or, where that cannot be written, elsewhere."""
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(scratch_dir(paths.tmp))
+        except StoreError:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="systemfiles-boot-")))
+        yield directory
 
 
 def check_boot(
@@ -92,6 +112,7 @@ def _check_probe(guests: Guests) -> Report:
     if "everything" in first.facts:
         _user(guests)
         _systemd(guests)
+        _failure(guests)
     return guests.report(contract.init_seconds(first.facts))
 
 
@@ -118,6 +139,7 @@ def _everything(guests: Guests) -> Guest:
         contract.check_network(findings, facts, guests.probe.nonce)
         contract.check_everything(findings, facts, guests.probe, config)
         contract.check_ending(findings, guest.outcome, probe.STATUS)
+        _expect_settled(guests)
         for name, step in unchanging.items():
             after = "as before" if hash_file(disks[name]) == before[name] else "changed"
             findings.expect(step, f"the {name} disk, which is only to be read", "as before", after)
@@ -130,6 +152,7 @@ def _user(guests: Guests) -> None:
     if guests.has_started(guest):
         contract.check_user(guests.findings, guest.facts, guests.probe)
         contract.check_ending(guests.findings, guest.outcome, 0)
+        _expect_settled(guests)
     guests.noted(guest)
 
 
@@ -138,9 +161,28 @@ def _systemd(guests: Guests) -> None:
     guest = guests.boot("as PID 1", guests.disks("rootfs", "overlay", "config"))
     if guests.has_started(guest, step=9):
         contract.check_systemd(guests.findings, guest.facts, guests.probe)
-        ended = "running" if guest.outcome.status is None else "switched off"
-        guests.findings.expect(9, "the machine, which its init switches off", "switched off", ended)
+        guests.findings.expect(9, "the kernel", "no panic", guest.outcome.panic or "no panic")
+        guests.findings.expect(9, "the machine, which its init switches off", "switched off", guest.outcome.ending)
     guests.noted(guest)
+
+
+def _failure(guests: Guests) -> None:
+    """A guest that cannot do as it is told, and has to say so in one line."""
+    missing = "/no/such/program"
+    write_config_disk(guests.disk("config"), GuestConfig(entrypoint=[missing]))
+    guest = guests.boot("with an entrypoint that is missing", guests.disks("rootfs", "overlay", "config"))
+    errors = guest.outcome.errors
+    expected = f"one line about {missing}"
+    seen = expected if len(errors) == 1 and missing in errors[0] else "; ".join(errors) or None
+    guests.findings.expect(ENDING, "what init says", expected, seen)
+    contract.check_ending(guests.findings, guest.outcome, _NOT_FOUND)
+    guests.noted(guest)
+
+
+def _expect_settled(guests: Guests) -> None:
+    """Whether the overlay disk, which the guest wrote to, was left without a journal to replay."""
+    left = "a journal to replay" if needs_recovery(guests.disk("overlay")) else "whole"
+    guests.findings.expect(ENDING, "the overlay disk", "whole", left)
 
 
 def _keep(log: Path, name: str, paths: Paths) -> Path:
@@ -148,7 +190,7 @@ def _keep(log: Path, name: str, paths: Paths) -> Path:
     content = log.read_bytes()
     kept = paths.data_dir / "logs" / f"{name}.log"
     try:
-        write_file(kept, content, scratch=paths.tmp, mode=0o644)
+        write_file(kept, content, scratch=paths.tmp, mode=0o600)
     except StoreError:  # which a full disk is, too
         fd, temporary = tempfile.mkstemp(prefix=f"systemfiles-{name}-", suffix=".log")
         with os.fdopen(fd, "wb") as file:

@@ -56,6 +56,7 @@ def check_any(findings: Findings, facts: Facts, modules: Iterable[str], disks: I
     seen = set(facts.get("serials", "").split(";"))
     findings.expect(2, "disks by their serials", "all", _all_or_missing(set(disks), seen))
     findings.expect(3, "what is mounted on /", "overlay", _mounts(facts).get("/"))
+    findings.expect(8, "the session, which is its own", facts.get("pid"), facts.get("session", "").removesuffix(";"))
     for name, target in _LINKS.items():
         findings.expect(7, f"where /dev/{name} leads", target, facts.get(f"link-{name}", "").removesuffix(";"))
     findings.expect(7, "/dev/stdout", "opened", facts.get("stdout"))
@@ -71,6 +72,10 @@ def check_network(findings: Findings, facts: Facts, told: str) -> None:
     route = f"default via {network.gateway} dev eth0"
     findings.expect(5, "routes", route, route if route in facts.get("routes", "") else facts.get("routes"))
     findings.expect(5, "the host's name", probe.HOSTNAME, facts.get("hostname", "").removesuffix(";"))
+    findings.expect(4, "the host's name, which config.sh has", probe.HOSTNAME, facts.get("hostname", "")[:-1])
+    findings.expect(5, "/etc/hostname", f"{probe.HOSTNAME};", facts.get("etc-hostname"))
+    localhost = next((line for line in facts.get("hosts", "").split(";") if "localhost" in line.split()), None)
+    findings.expect(5, "a line for localhost in /etc/hosts", localhost or "one", localhost)
     servers = "".join(f"nameserver {server};" for server in network.dns)
     findings.expect(5, "/etc/resolv.conf", servers, facts.get("resolv.conf"))
     findings.expect(5, "what a server on the host answers", told, facts.get("fetched"))
@@ -120,7 +125,6 @@ def check_image(findings: Findings, facts: Facts, config: GuestConfig) -> None:
     user, _, group = config.user.partition(":")
     if not user or user.isdecimal():
         _check_ids(findings, facts, int(user or 0), int(group) if group.isdecimal() else None)
-    findings.expect(4, "config.sh", "used", "used")  # the probe would not have started
     findings.expect(6, f"what is mounted on {probe.PLACE}", "ext4", _mounts(facts).get(probe.PLACE))
 
 
@@ -136,8 +140,7 @@ def check_systemd(findings: Findings, facts: Facts, asked: Probe) -> None:
 def check_ending(findings: Findings, outcome: Outcome, status: int | None) -> None:
     """Whether the guest ended as it should: told the status, which is `status` unless that is None, and was off."""
     findings.expect(ENDING, "the kernel", "no panic", outcome.panic or "no panic")
-    ended = f"running after {outcome.seconds:.0f} s" if outcome.status is None else "switched off"
-    findings.expect(ENDING, "the machine", "switched off", ended)
+    findings.expect(ENDING, "the machine", "switched off", outcome.ending)
     told = None if outcome.exit is None else f"systemfiles: exit {outcome.exit}"
     wanted = told or "systemfiles: exit <status>" if status is None else f"systemfiles: exit {status}"
     findings.expect(ENDING, "the last line of init", wanted, told)

@@ -104,6 +104,13 @@ def write_rootfs_disk(
         writing.finish()
 
 
+def needs_recovery(path: Path) -> bool:
+    """Whether whoever mounts this ext4 disk has to replay its journal first (fs/ext4/ext4.h, s_feature_incompat)."""
+    with path.open("rb") as disk:
+        disk.seek(1024 + 0x60)  # of the superblock
+        return bool(int.from_bytes(disk.read(4), "little") & 4)
+
+
 @contextmanager
 def _new_disk(path: Path, *, mode: int, replacing: bool = True) -> Iterator[tuple[Image, Path]]:
     """An image to write, and a directory to work in; what was written becomes `path` when all went well."""

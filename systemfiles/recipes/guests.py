@@ -45,7 +45,7 @@ class Guests:
         self._machine = qemu.machine_for(files.kernel.arch)
         self._accel = accel
         self._start = start
-        self._progress = progress
+        self.progress = progress
         self._began = time.monotonic()
         self._boots = 0
         self._console = ""
@@ -88,7 +88,7 @@ class Guests:
                 limit=self._start,
                 log=log,
                 watch=_watch({STARTED: self.limit} if times is None else times),
-                progress=self._progress,
+                progress=self.progress,
             )
         return Guest(outcome, probe.facts(outcome.console))
 

@@ -40,7 +40,7 @@ def check_image(guests: Guests, image: Image) -> Report:
     words = [*config.entrypoint, *config.cmd]
     if not words:
         raise SourceRefused(image.reference, "its configuration names nothing to run")
-    write_rootfs_disk(guests.disk("rootfs"), image.layers)
+    write_rootfs_disk(guests.disk("rootfs"), image.layers, progress=guests.progress)
     write_overlay_disk(guests.disk("overlay"), _OVERLAY)
     notes = [_note("image", f"{image.reference} ({image.digest})"), _note("entrypoint", shlex.join(words))]
     check = _check_init if config.init_mode else _check_entrypoint

@@ -18,11 +18,12 @@ import select
 import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from systemfiles.bootfiles import BootFiles
 from systemfiles.foundation.arch import Arch
@@ -53,6 +54,8 @@ _USE_TCG = "accel=tcg emulates either architecture, on any host and without priv
 _KVM = Path("/dev/kvm")
 _TICK = 0.1  # seconds between two looks at the clock
 _PIECE = 1 << 16
+_KERNELS = re.compile(r"\[ *\d+\.\d+\] ")
+_ERROR = "systemfiles: error: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,8 @@ class Machine:
         return self.name
 
 
-Q35 = Machine("q35", "x86_64", ("-machine", "q35"), "pci")
+# without "max" it would be a processor of 2003, which programs of today may refuse
+Q35 = Machine("q35", "x86_64", ("-machine", "q35", "-cpu", "max"), "pci")
 VIRT = Machine("virt", "aarch64", ("-machine", "virt", "-cpu", "cortex-a72"), "pci")
 
 
@@ -94,21 +98,38 @@ class Outcome:
         return self.console.splitlines()
 
     @property
+    def last_words(self) -> list[str]:
+        """What was written last, line by line, the last first; without empty lines and without the kernel's."""
+        return [line for line in reversed(self.lines) if line.strip() and not _KERNELS.match(line)]
+
+    @property
     def exit(self) -> int | None:
-        """The status of the entrypoint as init reports it, None without a report."""
-        reports = re.findall(r"^systemfiles: exit (\d{1,3})$", self.console, re.MULTILINE)
-        return int(reports[-1]) if reports else None
+        """The status of the entrypoint as init reports it at the very end, None without a report."""
+        report = re.fullmatch(r"systemfiles: exit (\d{1,3})", self.last_words[0]) if self.last_words else None
+        return int(report[1]) if report else None
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """The failures that init reports, as `what (why)`."""
-        return tuple(re.findall(r"^systemfiles: error: (.+)$", self.console, re.MULTILINE))
+        """The failure that init reports right before the end, as `what (why)`; without an end, all that look like one.
+
+        What is elsewhere on the console may be the entrypoint's.
+        """
+        lines = self.last_words[1:2] if self.exit is not None else self.last_words[::-1]
+        return tuple(line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR))
 
     @property
     def panic(self) -> str | None:
         """Why the kernel gave up, if it did."""
-        found = re.search(r"Kernel panic - not syncing: (.*)|Kernel panic", self.console)
-        return (found[1] or found[0]) if found else None
+        found = re.search(r"^(?:\[ *\d+\.\d+\] )?Kernel panic - not syncing(?:: )?(.*)", self.console, re.MULTILINE)
+        return (found[1] or "no reason is given") if found else None
+
+    @property
+    def ending(self) -> str:
+        """What became of the machine."""
+        if self.status is None:
+            return f"running after {self.seconds:.0f} s"
+        told = re.findall(r"^\[ *\d+\.\d+\] reboot: (Power down|Restarting system)", self.console, re.MULTILINE)
+        return {"Power down": "switched off", "Restarting system": "reset"}.get(told[-1] if told else "", "gone")
 
     @property
     def init_seconds(self) -> float:
@@ -214,12 +235,14 @@ def boot(
         accel=accel,
     )
     start = time.monotonic()
-    with _Console.to(log) as console:
+    with _Console.to(log) as console, tempfile.TemporaryFile() as complaints:
         run = _Run(console, watch, lambda total: progress(f"boot {machine.arch}", console.size, total))
-        status = run.until_it_ends(words, typed, limit)
+        status = run.until_it_ends(words, typed, limit, complaints)
+        complaints.seek(0)
+        complaint = complaints.read(CONSOLE_TAIL).decode(errors="backslashreplace")
     text = console.text()
     if status:
-        last = "\n".join(shown(text).splitlines()[-15:])
+        last = "\n".join(shown(complaint or text).splitlines()[-15:])
         raise ToolFailed(shlex.join(words), status=status, output=last, hint=_USE_TCG if accel == "kvm" else None)
     return Outcome(status, text, time.monotonic() - start)
 
@@ -248,10 +271,10 @@ class _Run:
         self._report = report
         self._watched = 0
 
-    def until_it_ends(self, words: Sequence[str], typed: bytes, limit: float) -> int | None:
-        """The status of QEMU, None when it was stopped."""
+    def until_it_ends(self, words: Sequence[str], typed: bytes, limit: float, complaints: IO[bytes]) -> int | None:
+        """The status of QEMU, None when it was stopped; what it says itself goes to `complaints`."""
         deadline = time.monotonic() + limit
-        with _process(words, typed) as (process, output):
+        with _process(words, typed, complaints) as (process, output):
             poll = select.poll()
             poll.register(output, select.POLLIN)
             look = 0.0
@@ -282,12 +305,14 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _process(words: Sequence[str], typed: bytes) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def _process(
+    words: Sequence[str], typed: bytes, complaints: IO[bytes]
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """QEMU while it runs, and where its output is read; it has ended afterwards."""
     # with this even a SIGKILL to this process leaves none behind
     leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
     with subprocess.Popen(
-        [*leash, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+        [*leash, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, bufsize=0
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -49,6 +49,18 @@ def test_it_runs_as_who_was_named(host: Host, user: str, uid: int, gid: int, gro
     assert outcome.clean
 
 
+def test_the_last_user_and_group_need_no_newline(host: Host) -> None:
+    tree = host.tree(Q35) | {"etc/passwd": (b"web:x:7:8::/srv:/bin/sh", 0o644), "etc/group": (b"logs:x:9:web", 0o644)}
+    outcome = host.run(Q35, shell(WHO, user="web:logs"), tree)
+    assert {"Uid: 7", "Gid: 9", "home: /srv"} <= {*outcome.lines}, outcome.console
+    assert outcome.clean
+
+
+def test_ctrl_alt_del_asks_it_to_end_and_resets_nothing(host: Host) -> None:
+    outcome = host.run(Q35, shell("cat /proc/sys/kernel/ctrl-alt-del"))
+    assert "0" in outcome.lines, outcome.console
+
+
 def test_a_home_that_is_said_wins_over_the_users(host: Host) -> None:
     outcome = host.run(Q35, shell('echo "$HOME $PATH"', user="web", environment={"PATH": "/bin:/x", "HOME": "/there"}))
     assert "/there /bin:/x" in outcome.lines, outcome.console

@@ -65,8 +65,9 @@ def test_all_that_is_only_read_may_be_of_any_format(host: Host, format: str) -> 
     other = replace(host, root_format=format)
     script = shell("cat /data/value; echo changed >/data/value", volumes=[Volume("base", "/data", "overlay", "upper")])
     disks = host.disks(Q35, script)
-    other.write_root(disks["rootfs"], host.tree(Q35))
-    other.write_root(disks["config"], {"config.sh": (script.script(), 0o600)})
+    for name, tree in (("rootfs", host.tree(Q35)), ("config", {"config.sh": (script.script(), 0o600)})):
+        disks[name].unlink()
+        other.write_root(disks[name], tree)
     disks |= {name: host.directory / name for name in ("base", "upper")}
     other.write_root(disks["base"], {"value": (b"as delivered\n", 0o644)})
     write_overlay_disk(disks["upper"], 4 << 20)

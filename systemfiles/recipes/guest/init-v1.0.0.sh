@@ -45,10 +45,8 @@ init_newline='
 # fail WHAT WHY [STATUS]: end boot or run, and with it the machine.
 fail() {
     trap - EXIT
-    init_line="$1 ($2)" # in one line, though a name may hold newlines
-    while [ "$init_line" != "${init_line#*"$init_newline"}" ]; do
-        init_line="${init_line%%"$init_newline"*} ${init_line#*"$init_newline"}"
-    done
+    # In one line that can do a terminal no harm, though a name may hold anything.
+    init_line=$(printf '%s' "$1 ($2)" | "$init_busybox" tr '\001-\037\177' ' ')
     printf 'systemfiles: error: %s\n' "$init_line"
     echo "${3:-125}" >"$init_run/status"
     if kernel_argument systemfiles.debug; then
@@ -122,8 +120,8 @@ run() {
     done
     eval "set -- $ENTRYPOINT $CMD"
     trap - EXIT
-    write_names
     each_volume bind_volume
+    write_names # one of them may be on /etc
     if [ "$INIT_MODE" = systemd ]; then
         find_program /sbin/init
         printf 'set -- %s\n' "$ENVIRONMENT" >"$init_run/handover"
@@ -172,7 +170,7 @@ bind_volume() {
 # unless the groups are to be those of a user that the image knows.
 find_user() {
     init_uid='' init_gid=0 init_home=/ init_name=''
-    while IFS=: read -r init_word _ init_number init_group _ init_directory _; do
+    while IFS=: read -r init_word _ init_number init_group _ init_directory _ || [ -n "$init_word" ]; do
         [ "$init_word" = "${1%%:*}" ] || [ "$init_number" = "${1%%:*}" ] || continue
         init_name=$init_word init_uid=$init_number init_gid=$init_group init_home=${init_directory:-/}
         break
@@ -182,6 +180,8 @@ find_user() {
         :0) init_uid=0 init_home=/root ;;
         :*) init_uid=${1%%:*} ;;
     esac
+    is_owner "$init_uid" || fail "cannot run as ${1%%:*}" "$init_uid is the number of no user"
+    is_owner "$init_gid" || fail "cannot run as ${1%%:*}" "$init_gid is the number of no group"
     export HOME="${HOME:-$init_home}"
     case $1 in *:*) find_group "${1#*:}" ;; esac
 }
@@ -189,7 +189,7 @@ find_user() {
 # find_group GROUP: sets init_gid.
 find_group() {
     init_name='' init_gid=''
-    while IFS=: read -r init_word _ init_number _; do
+    while IFS=: read -r init_word _ init_number _ || [ -n "$init_word" ]; do
         [ "$init_word" = "$1" ] || [ "$init_number" = "$1" ] || continue
         init_gid=$init_number
         break
@@ -198,6 +198,12 @@ find_group() {
         :*[!0-9]* | :) fail "cannot run with the group $1" 'the image knows no such group' ;;
         :*) init_gid=$1 ;;
     esac
+    is_owner "$init_gid" || fail "cannot run with the group $1" "$init_gid is the number of no group"
+}
+
+# is_owner NUMBER: whether it can be a user's or a group's; the largest of 32 bits means nobody in particular.
+is_owner() {
+    [ "$1" -ge 0 ] 2>/dev/null && [ "$1" -le 4294967294 ]
 }
 
 enter_workdir() {
@@ -303,11 +309,11 @@ check_refusal() {
     [ -f "$init_program" ] && [ -x "$init_program" ] || return # it did run: it is gone
     # The user may not reach the initrd's busybox. And as long as a shell can find itself in /proc, it takes what the
     # kernel knows no format of for a script, and runs that.
-    "$init_busybox" cp "$init_busybox" /dev/busybox
-    "$init_busybox" mount -t tmpfs tmpfs /proc
+    "$init_busybox" cp "$init_busybox" /dev/busybox 2>/dev/null || return
+    "$init_busybox" mount -t tmpfs tmpfs /proc 2>/dev/null || return
     { init_why=$(ask_kernel 2>&1); } 2>/dev/null # this shell would tell that it was killed
     init_asked=$?
-    /dev/busybox umount /proc
+    /dev/busybox umount -l /proc
     case $init_asked:$init_why in 12[67]:*asked*) ;; *) return ;; esac
     init_why=${init_why##*: }
     if [ "$init_why" = 'not found' ]; then
@@ -376,9 +382,19 @@ forward() {
 }
 
 # PID 1 becomes the image's own init. What is mounted here stays alive as long as the image's root needs it.
+#
+# The disks that are written by way of overlayfs must be in that init's sight: what systemd sees at its end it makes
+# read-only, so that no journal is left to replay, and what is below /run/initramfs it does not unmount before.
 # shellcheck disable=SC2120 # /run/handover sets its arguments
 hand_over() {
-    umount /run/volumes/* /run/config /run/overlay /run/rootfs 2>/dev/null
+    umount /run/volumes/* /run/bases/* /run/config /run/rootfs 2>/dev/null
+    mkdir -p /run/root/run
+    mount -t tmpfs -o nosuid,nodev,mode=755,size=20% tmpfs /run/root/run
+    for upper in /run/overlay /run/uppers/*; do
+        [ -d "$upper" ] || continue
+        mkdir -p "/run/root/run/initramfs/${upper#/run/}"
+        mount -o move "$upper" "/run/root/run/initramfs/${upper#/run/}"
+    done
     trap - TERM INT
     # shellcheck source=/dev/null
     . /run/handover
@@ -432,6 +448,8 @@ devtmpfs /dev devtmpfs nosuid' >/run/fstab
     try 'cannot mount /proc, /sys and /dev' mount -a -T /run/fstab
     # The links fd, stdin, stdout and stderr, and where to mount pts and shm: every devtmpfs is the same one.
     try 'cannot fill /dev' cp -a /etc/dev/* /dev
+    # A VMM that presses Ctrl-Alt-Del asks for an end: the kernel then sends INT to PID 1, and resets nothing.
+    echo 0 2>/dev/null >/proc/sys/kernel/ctrl-alt-del
 }
 
 # /etc/modules holds the names to load, in order. With a kernel that has no modules there is no such file.
@@ -583,7 +601,10 @@ set_up_network() {
 set_hostname() {
     case ${#GUEST_HOSTNAME}:$GUEST_HOSTNAME in
         *:*[!A-Za-z0-9.-]* | *:[.-]* | *[.-]) why='it is no name of a host' ;;
-        ?:* | [1-5]?:* | 6[0-4]:*) echo "$GUEST_HOSTNAME" >/proc/sys/kernel/hostname && return ;;
+        ?:* | [1-5]?:* | 6[0-4]:*)
+            echo "$GUEST_HOSTNAME" >/proc/sys/kernel/hostname && return
+            why='the kernel refuses that'
+            ;;
         *) why='it is longer than 64 characters' ;;
     esac
     fail "cannot be called $GUEST_HOSTNAME" "$why"

@@ -51,7 +51,11 @@ facts() {
     done
     say stdout opened 2>/dev/null >/dev/stdout
     ask hostname hostname
+    ask etc-hostname cat /etc/hostname
+    ask hosts cat /etc/hosts
     ask resolv.conf cat /etc/resolv.conf
+    ask session cut -d' ' -f6 /proc/$$/stat
+    say pid $$
     ask address ip -o -4 addr
     ask routes ip route
 }
