@@ -24,6 +24,7 @@ TESTS = {
     "e2fsprogs": "an independent reader of ext4 disks",
     "erofs-utils": "an independent reader of EROFS disks",
     "libarchive-tools": "bsdtar, another independent reader",
+    "postgresql": "a real server for the registry, run by the tests; not started by the installation",
     "qemu-system-arm": "boots aarch64 guests",
     "qemu-system-x86": "boots x86_64 guests",
     "shellcheck": "checks the init scripts",

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from systemfiles.retention.reasons import Explanation
 
 
+_TRIES = 20
+
+
 class DefaultVersions(NamedTuple):
     """The concrete versions that new VMs start with."""
 
@@ -92,16 +95,19 @@ class SystemFiles:
         provisioner = self.provisioner(progress=progress, timeout=timeout)
         provisioner.require_known(kernel, initrd, self.arch)
         provisioner.rolling.resolve([kernel], [initrd], self.arch)
-        while True:
-            booted = provisioner.kernels.provide(kernel, self.arch)
-            root = provisioner.initrds.provide(initrd, booted.artifact, self.arch)
-            made = [each.artifact for each in (booted, root) if each.note]
-            files = _boot_files(booted.artifact, root.artifact)
+        for _ in range(_TRIES):
             try:
-                self.holdings.provided(made, [booted.artifact, root.artifact], holder)
-            except NotProvisioned:
-                continue  # collected in the instant between
-            return files
+                booted = provisioner.kernels.provide(kernel, self.arch)
+                root = provisioner.initrds.provide(initrd, booted.artifact, self.arch)
+                made = [each.artifact for each in (booted, root) if each.note]
+                files = _boot_files(booted.artifact, root.artifact)
+                if made or holder is not None:
+                    self.holdings.provided(made, [booted.artifact, root.artifact], holder)
+            except NotProvisioned as error:
+                collected = error  # in the instant between
+            else:
+                return files
+        raise collected
 
     def resolve(self, kernel: str | None = None, initrd: str | None = None) -> BootFiles:
         """Exactly these versions (default: `default_versions`) as they are on disk, intact.
@@ -221,11 +227,17 @@ class SystemFiles:
     ) -> BootFiles:
         """The files that a pin, or a stored `BootFiles.to_dict()`, names: exactly these bytes, or a typed error.
 
-        What is gone or damaged is brought back, by digest: from the content store, a registry, or its origin.
-        `full` reads every byte. With `hypervisor` that must be the one on record.
-        Raises SnapshotMismatch, which says what differs, PinNotFound, SourceUnavailable, NotProvisioned, UsageError.
+        What is gone or damaged is brought back: from the content store, a registry, or its origin. While both are
+        intact nothing else is looked at. `full` reads every byte. `hypervisor` must be the one on record, and a record
+        has one when its caller added "hypervisor" to it.
+        Raises SnapshotMismatch, which says what differs, PinNotFound, SourceUnavailable, UsageError, StoreError;
+        CatalogError when something is to be brought back.
         """
-        return _boot_files(*self.keeper.restore(pinned, self.provisioner, hypervisor=hypervisor, full=full))
+        from systemfiles.retention.pins import Pins
+        from systemfiles.retention.restoring import restore
+
+        pins = Pins(self.paths)
+        return _boot_files(*restore(pinned, pins, self._artifacts, self.provisioner, hypervisor=hypervisor, full=full))
 
     def collect(
         self,
@@ -246,10 +258,13 @@ class SystemFiles:
             self.provisioner(), self.catalog, rules, dry_run=dry_run, accept_lost_leases=accept_lost_leases
         )
 
-    def explain(self, subject: str) -> tuple[Explanation, ...]:
+    def explain(
+        self, subject: str, *, grace: int | None = None, keep_last: int | None = None
+    ) -> tuple[Explanation, ...]:
         """Why everything that `subject` names (a version, a digest, a pin, a name in the content store) is kept or
-        would go. Raises UsageError when nothing here is called that."""
-        return self.keeper.explain(subject, self.catalog)
+        would go, by the limits of `collect`. Raises UsageError when nothing here is called that."""
+        rules = self.keeper.rules(self.catalog, grace=grace, keep_last=keep_last)
+        return self.keeper.explain(subject, self.catalog, rules)
 
     def usage(self) -> tuple[list[dict[str, str | int]], int]:
         """What takes space here and why it is kept, as rows (`size` in bytes); and all bytes, shared ones once."""
@@ -284,11 +299,13 @@ class SystemFiles:
         from systemfiles.content.images import find_image
 
         try:
-            if found := find_image(self.paths, name, self.arch):
-                return found
+            image = find_image(self.paths, name, self.arch)
         except IntegrityError:
-            pass  # what can be pulled again is
-        return self.provisioner(progress=progress, timeout=timeout).images.image(name, self.arch)
+            image = None  # what can be pulled again is
+        if image is None:
+            image = self.provisioner(progress=progress, timeout=timeout).images.image(name, self.arch)
+        self.holdings.used(image.digest)
+        return image
 
     def artifacts(self) -> Iterator[Artifact]:
         """Everything on disk, of every architecture, sorted; records only, files not looked at.

@@ -18,8 +18,8 @@ from systemfiles.foundation.paths import Paths
 CHECKOUT = Path(__file__).parent.parent
 ARCHES = ("x86_64", "aarch64")
 
-for variable in ("SYSTEMFILES_DATA_DIR", "SYSTEMFILES_CATALOG", "SYSTEMFILES_MIRRORS"):
-    os.environ.pop(variable, None)
+for variable in ("DATA_DIR", "CATALOG", "MIRRORS", "REGISTRY", "DATABASE_URL", "CREDENTIALS"):
+    os.environ.pop(f"SYSTEMFILES_{variable}", None)
 
 
 @dataclass(frozen=True)

@@ -208,10 +208,14 @@ class Artifacts:
         self, record: Mapping[str, Any], blobs: Mapping[str, Path], *, created_at: str, created_by: str
     ) -> Artifact:
         """Links the blobs into the artifact's directory and writes its record, last. Replaces what is there."""
-        from systemfiles.foundation.files import link_or_copy, make_dirs, write_file
+        from systemfiles.foundation.files import link_or_copy, make_dirs, storing, write_file
 
         arch = Arch.parse(record["arch"])
         directory = self._paths.artifact(record["kind"], record["version"], arch)
+        for place in (directory.parent, directory):
+            if place.is_symlink():  # else the files of whatever it leads to would be replaced
+                with storing(place):
+                    place.unlink()
         make_dirs(directory)
         for name, blob in blobs.items():
             link_or_copy(blob, directory / name, scratch=self._paths.tmp)

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import stat
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,8 @@ class Layout:
         self._scratch = paths.tmp
         self._lock = paths.lock(CONTENT_STORE)
         self._index = self.root / "index.json"
-        self._ingesting: list[Path] = []
+        self._ingesting: dict[Path, set[Digest]] = {}
+        self._holder: int | None = None  # the thread that is inside `exclusively`
 
     def blob(self, digest: Digest) -> Path:
         """Where the blob with this digest is, or would be."""
@@ -139,7 +141,7 @@ class Layout:
     def add(self, new: NewFile, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
         """Takes a finished file in under its digest; an intact blob that is there already is kept instead."""
         digest, size = new.digest(), new.size
-        self._note(digest)
+        self.note(digest)
         final = self.blob(digest)
         make_dirs(final.parent)
         if self.intact(digest, size):
@@ -158,7 +160,7 @@ class Layout:
         """Takes the finished file at `path` (in the data directory's tmp/) in; `path` may be gone afterwards."""
         with storing(path):
             digest, size = hash_file(path)
-        self._note(digest)
+        self.note(digest)
         final = self.blob(digest)
         make_dirs(final.parent)
         if self.intact(digest, size):
@@ -169,6 +171,7 @@ class Layout:
 
     def intact(self, digest: Digest, size: int | None = None) -> bool:
         """Whether the blob is here and its bytes have this digest; reads all of it."""
+        self.note(digest)
         try:
             path = self.blob(digest)
             if size is not None and path.stat().st_size != size:
@@ -251,10 +254,10 @@ class Layout:
             index["manifests"] = [*others, entry]
             self._write_index(index)
 
-    def unname(self, name: str) -> None:
-        """Drops our entry called `name`; call it inside `exclusively`. What it reached is then for the sweep."""
+    def unname(self, *names: str) -> None:
+        """Drops our entries of these names; call it inside `exclusively`. What they reached is then for the sweep."""
         index = self._read_index()
-        others = [other for other in index["manifests"] if _name_of(other) != name or not _is_managed(other)]
+        others = [other for other in index["manifests"] if _name_of(other) not in names or not _is_managed(other)]
         if len(others) < len(index["manifests"]):
             index["manifests"] = others
             self._write_index(index)
@@ -263,11 +266,15 @@ class Layout:
     def exclusively(self) -> Iterator[None]:
         """While nobody else names or removes anything here, nor begins to rely on a blob that is here."""
         with locked(self._lock, timeout=self._timeout):
-            yield
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = None
 
     @contextlib.contextmanager
     def ingesting(self) -> Iterator[None]:
-        """Until the block ends, no sweep removes a blob that is added here, or that turned out to be here already.
+        """Until the block ends, no sweep removes a blob that is added or looked for here, or that is noted.
 
         The digests are written down before it is looked for the blob: in a directory under tmp/ whose lock dies with
         this process. Blocks in several threads keep each other's digests, too.
@@ -275,25 +282,27 @@ class Layout:
         with scratch_dir(self._scratch) as work:
             notes = work / INGESTING
             with storing(notes):
-                notes.touch(mode=0o644)
-            self._ingesting.append(notes)
+                notes.touch()
+                notes.chmod(0o644)  # whatever the umask: others read it before they sweep
+            self._ingesting[notes] = set()
             try:
                 yield
             finally:
-                self._ingesting.remove(notes)
+                del self._ingesting[notes]
 
     def ingested(self) -> set[str]:
         """The digests, in hex, that somebody is about to rely on; call it inside `exclusively`."""
         noted = set()
         for notes in self._scratch.glob(f"*/{INGESTING}"):
-            with contextlib.suppress(FileNotFoundError):
+            with storing(notes), contextlib.suppress(FileNotFoundError):
                 noted |= set(notes.read_text().split())
         return noted
 
     def reachable(self, target: Descriptor, *, strict: bool = False) -> Iterator[Descriptor]:
         """`target` and all that it refers to, each once; a manifest that cannot be read ends its branch.
 
-        When `strict`, only one that is not there does, and for another StoreError or IntegrityError is raised.
+        When `strict`, only one that is not there does, and for another StoreError or IntegrityError is raised. Then it
+        follows what artifacts of other tools refer to as well.
         """
         todo, seen = [target], set[Digest]()
         while todo:
@@ -309,6 +318,8 @@ class Layout:
         try:
             value = self.read_json(digest)
             parts = [*(value.get("manifests") or ()), *(value.get("layers") or ()), value.get("config")]
+            if strict:  # what need not be here, and is needed where it is
+                parts += [*(value.get("blobs") or ()), value.get("subject")]
             return [Descriptor.from_json(part) for part in parts if part]
         except (StoreError, IntegrityError, TypeError) as error:
             if strict and not isinstance(error, NotFound):
@@ -348,19 +359,24 @@ class Layout:
                     os.link(aside, path)
             fsync_path(path.parent)
 
-    def _note(self, digest: Digest) -> None:
-        """Lets no sweep come between the look for a blob and its use."""
-        if self._ingesting:
-            with self.exclusively():
-                for notes in [*self._ingesting]:
-                    with storing(notes), notes.open("a") as out:
-                        out.write(f"{digest.hex}\n")
+    def note(self, digest: Digest) -> None:
+        """Lets no sweep come between the look for a blob and its use, while this process is `ingesting`."""
+        missing = {notes: noted for notes, noted in self._ingesting.copy().items() if digest not in noted}
+        if not missing:
+            return
+        with self.exclusively():
+            for notes, noted in missing.items():
+                with storing(notes), contextlib.suppress(FileNotFoundError), notes.open("a") as out:
+                    out.write(f"{digest.hex}\n")  # unless that block, in another thread, has just ended
+                noted.add(digest)
 
     def _read_quietly(self) -> dict[str, Any]:
         """index.json, without the lock. Other tools write it in place, so what looks broken is read again with it."""
         try:
             return self._read_index()
         except StoreError as broken:
+            if self._holder == threading.get_ident():
+                raise  # it would wait for itself
             try:
                 with locked(self._lock, timeout=self._timeout):
                     return self._read_index()

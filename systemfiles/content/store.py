@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from systemfiles.content.artifacts import ARCHES, RECORD, Artifact, Artifacts, parse_record
+from systemfiles.content.artifacts import ARCHES, RECORD, Artifact, Artifacts, boot_file, parse_record
 from systemfiles.content.layout import (
     IMAGE_CONFIG,
     LARGEST_JSON,
@@ -27,6 +27,7 @@ from systemfiles.content.layout import (
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
+    DigestMismatch,
     IntegrityError,
     NotProvisioned,
     StoreError,
@@ -35,7 +36,7 @@ from systemfiles.foundation.errors import (
 )
 from systemfiles.foundation.files import link_or_copy
 from systemfiles.foundation.lock import Timeout
-from systemfiles.foundation.paths import KINDS, Paths
+from systemfiles.foundation.paths import INITRD, KINDS, Paths
 from systemfiles.foundation.units import utc
 from systemfiles.version import __version__
 
@@ -50,6 +51,13 @@ HOST_FACTS = ("created_at", "created_by")
 def layout_name(kind: str, version: str, arch: Arch) -> str:
     """What an artifact is called in index.json."""
     return f"{kind}-{version}-{arch}"
+
+
+def identity_of(record: Mapping[str, Any]) -> str:
+    """What tells this content from others: the sha256 of a kernel's file, of an initrd's uncompressed cpio."""
+    if record["kind"] == INITRD:
+        return str(record["content_sha256"])
+    return str(record["files"][boot_file(record["kind"], Arch.parse(record["arch"]))]["sha256"])
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -79,6 +87,7 @@ class Store:
         self.artifacts = artifacts
         self._paths = paths
         self._clock = clock
+        self._promised: dict[str, str] = {}
 
     def kept(self, kind: str, version: str, arch: Arch, inputs: Mapping[str, Any] | None) -> Artifact | None:
         """The artifact when every file of it is intact on disk. Changes nothing, needs no lock.
@@ -107,24 +116,46 @@ class Store:
         if (record["kind"], record["version"], record["arch"]) != (kind, version, arch.value):
             return None
         _require_same(kind, version, arch, record["inputs"], inputs)
+        self.layout.note(target.digest)
         if not all(self.layout.intact(file.digest, file.size) for file in files.values()):
             return None
+        self.layout.name(layout_name(kind, version, arch), target)  # a collection may just have dropped it
         return self._publish(record, files)
 
     def put(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Artifact:
         """Publishes what was made: `files` are blobs of the layout, by file name; `record` describes them.
 
         Raises VersionConflict when an artifact of that name, whatever became of its files, has another content on
-        record: on disk or in the layout.
+        record: on disk or in the layout; DigestMismatch for another content than was promised.
         """
         kind, version, arch = record["kind"], record["version"], Arch.parse(record["arch"])
-        for known in self._records(kind, version, arch):
+        promised, identity = self._promised.get(layout_name(kind, version, arch)), identity_of(record)
+        if promised not in (None, identity):
+            subject = f"{kind} {version} ({arch})"
+            raise DigestMismatch(subject, expected=promised, got=identity, consequence="it was refused")
+        for known in self.records(kind, version, arch):
             if (before := _content(known)) != (now := _content(record)):
                 raise VersionConflict(kind, version, arch.value, changes={"content": (before, now)})
         self._name(record, files)
         return self._publish(record, files)
 
-    def _records(self, kind: str, version: str, arch: Arch) -> Iterator[dict[str, Any]]:
+    def promise(self, kind: str, version: str, arch: Arch, identity: str) -> None:
+        """Lets `put` refuse any other content under this version from now on; see `identity_of`."""
+        self._promised[layout_name(kind, version, arch)] = identity
+
+    def describe(self, target: Descriptor) -> tuple[dict[str, Any], dict[str, Descriptor]]:
+        """The record and the files, by name, of an artifact whose manifest is in the layout.
+
+        Raises StoreError, also for the manifest of something else, and IntegrityError.
+        """
+        try:
+            return self._read_manifest(target)
+        except (KeyError, TypeError) as error:
+            msg = f"the manifest {target.digest} is not that of a kernel or an initrd"
+            raise StoreError(msg) from error
+
+    def records(self, kind: str, version: str, arch: Arch) -> Iterator[dict[str, Any]]:
+        """What disk and layout have on record of this version, whatever became of its files."""
         with contextlib.suppress(NotProvisioned, IntegrityError):
             yield self.artifacts.load(kind, version, arch).record
         target = self.layout.names().get(layout_name(kind, version, arch))
@@ -134,7 +165,7 @@ class Store:
 
     def holds(self, kind: str, version: str, arch: Arch) -> bool:
         """Whether this version is on record here, on disk or in the layout."""
-        return any(self._records(kind, version, arch))
+        return any(self.records(kind, version, arch))
 
     def recorded(self, kind: str) -> list[tuple[str, Arch]]:
         """Every version of a kind that disk or layout knows, whatever became of its files; sorted."""
@@ -190,11 +221,14 @@ class Store:
 
     def _reassert_all(self) -> None:
         for kind, version, arch in [*self._unasserted()]:
+            name = layout_name(kind, version, arch)
             try:
                 self._reassert(self.artifacts.load(kind, version, arch))
             except (IntegrityError, NotProvisioned) as error:
-                name = layout_name(kind, version, arch)
                 log.warning("%s is not named in the content store: %s", name, error.summary)
+            except StoreError:
+                if (kind, version, arch) in [(kind, *there) for there in self.artifacts.versions(kind)]:
+                    raise  # else a collection has just taken it
 
     def is_asserted(self) -> bool:
         """Whether index.json has a name for every artifact on disk."""
@@ -224,6 +258,7 @@ class Store:
         files = {}
         for name, facts in artifact.files.items():
             digest = Digest.from_hex(facts.sha256)
+            self.layout.note(digest)
             if not self.layout.blob(digest).exists():
                 self.layout.create()
                 link_or_copy(artifact.directory / name, self.layout.blob(digest), scratch=self._paths.tmp)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from systemfiles.content.artifacts import MODULES, Artifact, boot_file, fits
 from systemfiles.content.store import changes
@@ -112,6 +115,26 @@ class Initrds:
             _require_fit(name, plan.pin.inputs, kernel, plan.pin.kernel)
             return self._make(name, plan, plan.pin, arch)
 
+    def make(self, version: str, pin: InitrdPin, kernel: Artifact, arch: Arch) -> None:
+        """Builds this version from `pin` again, whatever catalog and versions.lock say.
+
+        Raises as `provide`, and VersionConflict when this release would make something else from it.
+        """
+        with self._site.locked(INITRD, version, arch):
+            if self._site.store.kept(INITRD, version, arch, None):
+                return  # made by somebody else meanwhile
+            _require_fit(version, pin.inputs, kernel, pin.kernel)
+            if different := changes(pin.inputs, _inputs(pin, kernel)):
+                raise VersionConflict(INITRD, version, arch.value, changes=different)
+            # other inputs may have been the first to make this content, so what they were is not asked
+            plan = InitrdPlan(version, pin, kernel, named_by_content=_is_named_by_content(version, pin))
+            self._make(version, plan, pin, arch)
+
+    def source(self, version: str, arch: Arch, kernel: Artifact) -> InitrdPin | None:
+        """What a concrete initrd is made from; None when only the disk knows it. Raises CatalogError."""
+        entry = self._site.catalog.initrd.get(version)
+        return None if entry is not None and entry.rolling else self._plan(version, kernel, arch).pin
+
     def without_base(self, name: str, kernel: Artifact, arch: Arch) -> Artifact | None:
         """The initrd called `name` for `kernel` when that takes no base image: kept, or recovered. Raises as `kept`."""
         if self._site.rolling.missing([], [name], arch)[1]:
@@ -149,14 +172,9 @@ class Initrds:
             kernel=kernel.version if modular else None,
             load=entry.load if modular else (),
             carry=entry.carry if modular else (),
-            inputs=initrd_inputs(
-                init=entry.init,
-                busybox=_busybox_inputs(source),
-                kernel={"modules": kernel.files[MODULES].sha256} if modular else None,
-                load=entry.load,
-                carry=entry.carry,
-            ),
+            inputs={},
         )
+        pin = pin.model_copy(update={"inputs": _inputs(pin, kernel)})
         version = self._find(pin, arch) if entry.rolling else name
         return InitrdPlan(version, pin, kernel, named_by_content=entry.rolling)
 
@@ -199,6 +217,8 @@ class Initrds:
             with storing(self._site.paths.oci_cache):
                 layers = [stack.enter_context(path.open("rb")) for path in paths]
             out = stack.enter_context(store.layout.new_file())
+            if pin.kernel:  # nobody collects it meanwhile
+                stack.enter_context(self._site.locked(KERNEL, plan.kernel.version, arch))
             modules = self._modules_of(plan.kernel) if pin.kernel else None
             build = build_initrd(layers, out, init=pin.init, modules=modules, load=pin.load, carry=pin.carry)
             files = {boot_file(INITRD, arch): store.layout.add(out, BLOB)}
@@ -244,6 +264,39 @@ class Initrds:
             if all(other.inputs != pin.inputs for other in pins):
                 pins.append(pin)
             return known[0] if known and before != version else None
+
+
+def pin_on_record(record: Mapping[str, Any]) -> InitrdPin | None:
+    """What an initrd was made from by its own record; None when that is not told."""
+    try:
+        inputs = record["inputs"]
+        return InitrdPin.model_validate(
+            {
+                "init": inputs["init"]["version"],
+                "busybox": record["source"]["busybox"],
+                "kernel": record.get("requires_kernel"),
+                "load": inputs.get("load", ()),
+                "carry": inputs.get("carry", ()),
+                "inputs": inputs,
+            }
+        )
+    except (KeyError, TypeError, AttributeError, ValidationError):
+        return None
+
+
+def _is_named_by_content(version: str, pin: InitrdPin) -> bool:
+    return re.fullmatch(rf"{re.escape(pin.init)}-[0-9a-f]{{12}}", version) is not None
+
+
+def _inputs(pin: InitrdPin, kernel: Artifact) -> dict[str, Any]:
+    """The preimage of what this release makes of `pin` with `kernel`."""
+    return initrd_inputs(
+        init=pin.init,
+        busybox=_busybox_inputs(pin.busybox),
+        kernel={"modules": kernel.files[MODULES].sha256} if pin.kernel else None,
+        load=pin.load,
+        carry=pin.carry,
+    )
 
 
 def _require_fit(version: str, inputs: Mapping[str, Any], kernel: Artifact, requires: str | None) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from systemfiles.content.artifacts import MODULES, Artifact, boot_file
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import KernelFile
@@ -31,7 +33,7 @@ class Kernels:
         version = self._site.rolling.concrete_kernel(name, arch)
         if version is None:
             return None
-        return self._site.store.kept(KERNEL, version, arch, _inputs(self._source(version, arch)))
+        return self._site.store.kept(KERNEL, version, arch, _inputs(self.source(version, arch)))
 
     def provide(self, name: str, arch: Arch) -> Made:
         """The kernel called `name`, a concrete or a rolling one, intact on disk.
@@ -42,7 +44,7 @@ class Kernels:
         if kept := self.kept(name, arch):
             return Made(kept, "")
         version = self._site.rolling.concrete_kernel(name, arch) or name
-        source = self._source(version, arch)
+        source = self.source(version, arch)
         inputs = _inputs(source)
         with self._site.locked(KERNEL, version, arch):
             if kept := self._site.store.kept(KERNEL, version, arch, inputs):
@@ -53,6 +55,12 @@ class Kernels:
                 self._site.catalog.find_kernel(version, arch)
                 raise UnknownVersion(KERNEL, version, known=self._site.catalog.kernel)
             return self._make(version, arch, source)
+
+    def make(self, version: str, arch: Arch, source: KernelFile | PackagePin) -> None:
+        """Makes this version from `source` again, whatever catalog and versions.lock say. Raises as `provide`."""
+        with self._site.locked(KERNEL, version, arch):
+            if not self._site.store.kept(KERNEL, version, arch, None):  # who waited here finds it made
+                self._make(version, arch, source)
 
     def add(self, path: Path, version: str, arch: Arch) -> Made:
         """Takes the local kernel file at `path` in as `version`; the same file again is fine.
@@ -78,8 +86,8 @@ class Kernels:
                     build = build_kernel(source.path, work, arch)
                 return self._put(version, arch, build, source, inputs, {"added_from": path.name})
 
-    def _source(self, version: str, arch: Arch) -> KernelFile | PackagePin | None:
-        """Where a concrete kernel comes from; None when only the disk knows it."""
+    def source(self, version: str, arch: Arch) -> KernelFile | PackagePin | None:
+        """Where a concrete kernel comes from; None when only the disk knows it. Raises CatalogError."""
         if version in self._site.catalog.kernel and not self._site.catalog.kernel[version].rolling:
             return self._site.catalog.kernel[version].files.get(arch)
         return self._site.rolling.read().kernel.get(version, {}).get(arch)
@@ -133,6 +141,16 @@ class Kernels:
         artifact = self._site.store.put(record, files)
         checked = "PVH entry ok" if arch is Arch.X86_64 else "arm64 header ok"
         return Made(artifact, f"{artifact.file} {human_size(boot.size)}, {checked}")
+
+
+def source_on_record(record: Mapping[str, Any]) -> KernelFile | PackagePin | None:
+    """Where a kernel came from by its own record; None when that is a local file, or is not told."""
+    origin = record.get("source")
+    model = PackagePin if isinstance(origin, Mapping) and "package" in origin else KernelFile
+    try:
+        return model.model_validate(origin)
+    except ValidationError:
+        return None
 
 
 def _read_into(new: NewFile, path: Path) -> None:

@@ -21,6 +21,7 @@ from systemfiles.provision.initrds import Initrds
 from systemfiles.provision.kernels import Kernels
 from systemfiles.provision.rolling import Move, Rolling
 from systemfiles.provision.site import Site
+from systemfiles.recipes.initrd import check_content
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,28 @@ class Provisioner:
         with self._site.locked(kind, version, arch):
             kept = self.store.kept(kind, version, arch, None) or self.store.recover(kind, version, arch, None)
             return kept is not None
+
+    def fetch(
+        self, reference: str, kind: str, version: str, arch: Arch, *, sums: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Takes in what a registry has as `reference`, if it is this version and has the content that was promised.
+
+        `sums` is what its record must say of its files, unless empty. Raises SourceError, IntegrityError, UsageError,
+        VersionConflict, StoreError.
+        """
+        with self._site.locked(kind, version, arch):
+            if self.store.kept(kind, version, arch, None):
+                return  # somebody else was here first
+            record, files = self.store.describe(self.images.fetch(reference, arch))
+            got: object = "{kind} {version} ({arch})".format(**record)
+            expected: object = f"{kind} {version} ({arch})"
+            if got == expected and sums:
+                got, expected = record["files"], sums
+            if got != expected:
+                raise IntegrityError(reference, expected=expected, got=got, consequence="it was refused")
+            if kind == INITRD:
+                check_content(self.store.layout.blob(files[INITRD].digest), record["content_sha256"], subject=reference)
+            self.store.put(record, files)
 
     def put_together(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> None:
         """Writes an artifact from blobs that are in the content store. Raises VersionConflict, StoreError."""

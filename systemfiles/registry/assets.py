@@ -1,4 +1,8 @@
-"""Assets: what is known of each, and where its bytes are. How the tables look is in migrations/versions."""
+"""Assets: what is known of each, and where its bytes are. How the tables look is in migrations/versions.
+
+Whoever adds or changes leases of an asset, changes it, or condemns it, has its row locked: so one comes after another.
+Rows are locked in the order of their ids, so that no two wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,15 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
 
-from systemfiles.foundation.errors import AssetExists, AssetNotFound, UsageError
+from systemfiles.foundation.errors import AssetExists, AssetNotFound, StoreError, UsageError
 from systemfiles.registry.database import Database, Transaction, marks
 
 LIVE = "(expires_at IS NULL OR expires_at > ?)"
 """Whether a lease holds, for now. SQLite orders every text behind all numbers: an unreadable end keeps the lease."""
 
-LATER = "CASE WHEN last_accessed_at < ? THEN ? ELSE last_accessed_at END"
-"""The time of an access, which is given twice, unless a later one is on record."""
-
 _ID = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+_LABEL_BYTES, _VALUE_BYTES = 255, 1024
+"""With an id, what fits into one entry of an index of PostgreSQL: 2704 bytes."""
 
 
 class AssetType(StrEnum):
@@ -78,18 +81,29 @@ _COLUMNS = tuple(each.name for each in fields(Asset) if each.name not in ("label
 _SELECT = f"""SELECT {", ".join(f"a.{name}" for name in _COLUMNS)},
     (SELECT count(*) FROM asset_leases WHERE asset_id = a.id AND {LIVE})"""
 _INSERT = f"INSERT INTO assets ({', '.join(_COLUMNS)}) VALUES ({marks(_COLUMNS)})"
+_INTEGERS = frozenset(("size_bytes", "created_at", "last_accessed_at"))
 _JSON = frozenset(("tags", "metadata", "file_info"))
 _ENUMS = {"type": AssetType, "status": AssetStatus, "backend": Backend}
 _FIXED = frozenset(("id", "created_at", "reference_count", "last_held_by"))
 
 
+def lock(transaction: Transaction, ids: Iterable[str]) -> None:
+    """Until the transaction ends nobody else holds, changes or condemns these, those of them that are there."""
+    if transaction.for_update:
+        for batch in batches(sorted({*ids})):
+            among = f"id IN ({marks(batch)})"
+            transaction.rows(f"SELECT 1 FROM assets WHERE {among} ORDER BY id {transaction.for_update}", batch)
+
+
 def insert(transaction: Transaction, asset: Asset) -> None:
-    """Adds `asset`, which must not be there. Raises AssetExists."""
+    """Adds `asset`. Raises UsageError, and AssetExists when it is there: then nobody removes it meanwhile."""
+    values = _values(asset)
     if not _ID.fullmatch(asset.id):
-        msg = f"{asset.id!r:.300} cannot be the id of an asset"
+        msg = f"{asset.id[:300]!r} cannot be the id of an asset"
         raise UsageError(msg, details=[("allowed", "1 to 255 characters, none of them a control character")])
-    if transaction.execute(f"{_INSERT} ON CONFLICT DO NOTHING", _values(asset)) != 1:
-        raise AssetExists(asset.id)
+    while transaction.execute(f"{_INSERT} ON CONFLICT DO NOTHING", values) != 1:
+        if transaction.rows(f"SELECT 1 FROM assets WHERE id = ? {transaction.for_update}", (asset.id,)):
+            raise AssetExists(asset.id)
     _insert_labels(transaction, asset)
 
 
@@ -152,12 +166,13 @@ class Assets:
             return find(transaction, asset_id, now)
 
     def update(self, asset_id: str, *, now: int, **changes: Any) -> Asset:
-        """Gives fields other values, `labels` as a whole. Raises AssetNotFound, and UsageError for a fixed one."""
+        """Gives fields other values, `labels` as a whole. Raises AssetNotFound, UsageError for a fixed one."""
         known = {each.name for each in fields(Asset)} - _FIXED
         if wrong := sorted(changes.keys() - known):
             msg = f"{', '.join(wrong)} of an asset cannot be changed"
             raise UsageError(msg, details=[("can be", ", ".join(sorted(known)))])
         with self._database.writing() as transaction:
+            lock(transaction, [asset_id])
             changed = replace(find(transaction, asset_id, now), **changes)
             columns = [name for name in _COLUMNS if name in changes]
             if columns:
@@ -173,15 +188,14 @@ class Assets:
 
 
 def touch(transaction: Transaction, asset_id: str, now: int) -> None:
-    """Notes an access. The row is then locked, in every database, until the transaction ends."""
+    """Notes an access, unless a later one is on record."""
     transaction.execute(
-        f"UPDATE assets SET last_accessed_at = {LATER} WHERE id = ?",
-        (now, now, asset_id),
+        "UPDATE assets SET last_accessed_at = ? WHERE id = ? AND last_accessed_at < ?", (now, asset_id, now)
     )
 
 
 def _insert_labels(transaction: Transaction, asset: Asset) -> None:
-    for label, value in sorted(asset.labels.items()):
+    for label, value in sorted(_labels(asset).items()):
         transaction.execute(
             "INSERT INTO asset_labels (asset_id, label, value, created_at) VALUES (?, ?, ?, ?)",
             (asset.id, label, value, asset.created_at),
@@ -189,18 +203,62 @@ def _insert_labels(transaction: Transaction, asset: Asset) -> None:
 
 
 def _values(asset: Asset) -> list[object]:
-    stored: list[object] = []
-    for name in _COLUMNS:
-        value = getattr(asset, name)
-        if name in _JSON:
-            value = json.dumps(list(value) if name == "tags" else dict(value), ensure_ascii=False, sort_keys=True)
-        stored.append(value.value if isinstance(value, StrEnum) else value)
-    return stored
+    """What is stored of it, in the order of the columns. Raises UsageError."""
+    return [_value(name, getattr(asset, name)) for name in _COLUMNS]
+
+
+def _value(name: str, value: Any) -> object:
+    if name in _ENUMS:
+        try:
+            return _ENUMS[name](value).value
+        except ValueError:
+            raise _refused(name, value, ", ".join(_ENUMS[name])) from None
+    if name in _JSON:
+        return _json(name, value)
+    if name in _INTEGERS:
+        if type(value) is not int or (name == "size_bytes" and value < 0):
+            raise _refused(name, value, "a whole number")
+    elif not isinstance(value, str):
+        raise _refused(name, value, "a text")
+    return value
+
+
+def _json(name: str, value: Any) -> str:
+    """What is read as `value` again."""
+    try:
+        plain = [*value] if name == "tags" and not isinstance(value, str) else dict(value)
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, sort_keys=True)
+        same = json.loads(text) == plain
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same or (name == "tags" and not all(isinstance(tag, str) for tag in plain)):
+        raise _refused(
+            name, value, "texts" if name == "tags" else "a mapping that JSON can express, with texts as keys"
+        )
+    return text
+
+
+def _labels(asset: Asset) -> Mapping[str, str]:
+    """What is stored of them. Raises UsageError."""
+    for label, value in asset.labels.items():
+        for what, text, most in (("label", label, _LABEL_BYTES), ("label's value", value, _VALUE_BYTES)):
+            if not isinstance(text, str) or len(text.encode(errors="surrogatepass")) > most:
+                raise _refused(what, text, f"up to {most} bytes of text")
+    return asset.labels
+
+
+def _refused(name: str, value: object, allowed: str) -> UsageError:
+    shown = f"{value[:100]!r}" if isinstance(value, str) else f"a {type(value).__name__}"
+    return UsageError(f"{shown} cannot be the {name} of an asset", details=[("allowed", allowed)])
 
 
 def _asset(row: Sequence[Any], labels: Mapping[str, str]) -> Asset:
     told = dict(zip(_COLUMNS, row, strict=False))
-    told |= {name: json.loads(told[name]) for name in _JSON}
-    told["tags"] = tuple(told["tags"])
-    told |= {name: kind(told[name]) for name, kind in _ENUMS.items()}
+    try:
+        told |= {name: json.loads(told[name]) for name in _JSON}
+        told |= {name: kind(told[name]) for name, kind in _ENUMS.items()}
+        told["tags"] = tuple(told["tags"])
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"what the registry has of asset {row[0]!r:.300} cannot be read ({error!s:.100})"
+        raise StoreError(msg, hint="another program wrote it, or a later release") from error
     return Asset(**told, labels=labels, reference_count=row[-1])

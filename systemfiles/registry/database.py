@@ -1,46 +1,26 @@
-"""The database under the registry: SQLite in a file, or PostgreSQL by URL, with one way to speak to both.
+"""What a database under the registry does, be it SQLite in a file or PostgreSQL by URL.
 
-Statements are plain SQL that both accept, with `?` for each value. Each thread has a connection of its own. What a
-write transaction did is on the disk when it returns. SQLite is set up so that many processes may write (WAL, BEGIN
-IMMEDIATE, waiting for each other), and a lost power supply loses nothing (synchronous=FULL).
-
-The drivers are imported here and nowhere else, and `psycopg` only by whoever uses it.
+Statements are plain SQL that both accept, with `?` for each value. What a write transaction did is on the disk when it
+returns. Whatever goes wrong below is one StoreError, which gives this thread's connection up: the next use makes a new
+one, and looks again at what it leads to.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import sqlite3
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from systemfiles.foundation.errors import NoSpace, StoreError, ToolMissing, UsageError
-from systemfiles.foundation.files import free_bytes, make_dirs
-
-if TYPE_CHECKING:
-    import psycopg
+from systemfiles.foundation.errors import SystemFilesError, UsageError
+from systemfiles.registry.connections import Connections, unforked
 
 DATABASE_VARIABLE = "SYSTEMFILES_DATABASE_URL"
 BUSY_SECONDS = 60
+"""How long one waits for others who write."""
+
+BIGGEST = (1 << 63) - 1
 Row = tuple[Any, ...]
-_POSTGRESQL = re.compile(r"postgres(ql)?(\+psycopg)?://")
-
-
-class Transaction(Protocol):
-    """What may be done inside one."""
-
-    def execute(self, statement: str, values: Sequence[object] = (), /) -> int:
-        """Runs one statement; returns how many rows it changed."""
-        ...
-
-    def rows(self, statement: str, values: Sequence[object] = (), /) -> list[Row]:
-        """What a query gives, all of it."""
-        ...
 
 
 def marks(values: Iterable[object]) -> str:
@@ -48,290 +28,142 @@ def marks(values: Iterable[object]) -> str:
     return ", ".join("?" for _ in values)
 
 
-class Database(Protocol):
-    """Safe to share among threads, and among processes that were forked."""
+class Transaction:
+    """What may be done inside one. Values are texts, integers and None; others raise UsageError in every database."""
+
+    def __init__(self, run: Callable[[str, Sequence[object]], Any], for_update: str) -> None:
+        self._run = run
+        self.for_update = for_update
+        """What ends a SELECT of rows that nobody else shall change before the transaction ends; "" where who writes is
+        alone."""
+
+    def execute(self, statement: str, values: Sequence[object] = ()) -> int:
+        """Runs one statement; returns how many rows it changed."""
+        return int(self._run(statement, _storable(values)).rowcount)
+
+    def rows(self, statement: str, values: Sequence[object] = ()) -> list[Row]:
+        """What a query gives, all of it."""
+        found: list[Row] = self._run(statement, _storable(values)).fetchall()
+        return found
+
+
+class Database(ABC):
+    """Safe to share among threads, and among processes that are forked."""
+
+    dialect: str
+    """What SQLAlchemy calls it."""
 
     where: str
     """What it is called in messages: a path, or a URL without its password."""
 
+    begin_reading: str
+    begin_writing: str
+    for_update: str
+
+    def __init__(self) -> None:
+        self._connections = Connections(self._connect, self._target)
+        self._failures = 0
+
     def reading(self) -> contextlib.AbstractContextManager[Transaction]:
         """One consistent view. Raises StoreError."""
-        ...
+        return self._transaction(self.begin_reading)
 
     def writing(self) -> contextlib.AbstractContextManager[Transaction]:
         """Durable once the block has ended well; nothing happened when it has not. Raises StoreError, NoSpace."""
-        ...
+        return self._transaction(self.begin_writing)
 
     def identity(self) -> object:
-        """What changes when another database takes this one's place; None while there is none."""
-        ...
+        """What changes when this may not be the database any more that it was; None while there is none."""
+        target = self._target()
+        return None if target is None else (self._failures, target)
 
     def schema(self) -> str | None:
         """The version of the schema of what is there, None where there is nothing yet. Raises StoreError."""
-        ...
+        if self._target() is None:
+            return None
+        with self.reading() as transaction:
+            if not transaction.rows(self._find_versions):
+                return None
+            found = transaction.rows("SELECT version_num FROM alembic_version")
+        return str(found[0][0]) if found else None
 
-    def migrate(self, migrate: Callable[[str, Callable[[], Any], str | None], None]) -> None:
-        """Calls `migrate` with SQLAlchemy's name of the dialect, what opens a connection, and how a transaction has to
-        be begun on it. Raises StoreError."""
-        ...
+    @abstractmethod
+    def migrating(self) -> contextlib.AbstractContextManager[Any]:
+        """A connection of its own for a migration, to a database that is made if it is not there. Raises StoreError."""
 
     def close(self) -> None:
         """Closes this thread's connection; it is opened again by the next use."""
-        ...
+        with unforked:
+            self._connections.drop()
 
+    _find_versions: str
+    """A query that finds something when there is a table alembic_version."""
 
-def open_database(default: Path, url: str | None = None) -> Database:
-    """The database at `url`, else at $SYSTEMFILES_DATABASE_URL, else the SQLite file `default`. Connects to nothing.
+    @abstractmethod
+    def _connect(self) -> Any:
+        """A new connection without any transaction."""
 
-    Raises UsageError for a URL of something else.
-    """
-    url = url or os.environ.get(DATABASE_VARIABLE)
-    if not url:
-        return SQLite(default)
-    if _POSTGRESQL.match(url):
-        return PostgreSQL(url)
-    if url.startswith("sqlite:///"):
-        return SQLite(Path(url.removeprefix("sqlite:///")))
-    msg = f"{DATABASE_VARIABLE} names no database that is known here"
-    raise UsageError(msg, details=[("known", "postgresql://USER@HOST/NAME, sqlite:////PATH")])
+    @abstractmethod
+    def _target(self) -> object:
+        """What a connection would lead to now; None when there is nothing."""
 
+    @abstractmethod
+    def _run(self, connection: Any, statement: str, values: Sequence[object]) -> Any:
+        """The driver's cursor, when the statement was executed."""
 
-class _PerThread:
-    """A connection for each thread, made when it is first needed, and never one that a parent process had."""
-
-    def __init__(self, connect: Callable[[], Any], close: Callable[[Any], None]) -> None:
-        self._connect = connect
-        self._close = close
-        self._local = threading.local()
-
-    def get(self) -> Any:
-        if getattr(self._local, "owner", None) != os.getpid():
-            self._local.connection, self._local.owner = self._connect(), os.getpid()
-        return self._local.connection
-
-    def drop(self) -> None:
-        if getattr(self._local, "owner", None) == os.getpid():
-            self._local.owner = None
-            self._close(self._local.connection)
-
-
-class SQLite:
-    """One file, with -wal and -shm beside it while it is in use."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.where = str(path)
-        self._connections = _PerThread(self._open, lambda opened: opened[0].close())
-
-    def identity(self) -> object:
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino
-
-    def schema(self) -> str | None:
-        if self.identity() is None:
-            return None
-        with self.reading() as transaction:
-            if transaction.rows("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"):
-                return _only_version(transaction)
-        return None
-
-    def migrate(self, migrate: Callable[[str, Callable[[], Any], str | None], None]) -> None:
-        make_dirs(self.path.parent)
-        with self._explaining():
-            self._create()
-            connection = self._connect()
-            try:
-                connection.execute("PRAGMA journal_mode=WAL")
-                migrate("sqlite", lambda: connection, "BEGIN IMMEDIATE")
-            finally:
-                connection.close()
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        with self._transaction("BEGIN") as transaction:
-            yield transaction
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Transaction]:
-        with self._transaction("BEGIN IMMEDIATE") as transaction:  # a deferred one could not wait to become a writer
-            yield transaction
-
-    def close(self) -> None:
-        self._connections.drop()
-
-    def _create(self) -> None:
-        """An empty file that those may write to who may write to its directory."""
-        mode = 0o660 if self.path.parent.stat().st_mode & 0o020 else 0o600
-        with contextlib.suppress(FileExistsError):
-            fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
-            os.fchmod(fd, mode)  # whatever the umask
-            os.close(fd)
+    @abstractmethod
+    def _explain(self, error: Exception) -> SystemFilesError | None:
+        """What to tell of an error of the driver; None for any other."""
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[Transaction]:
-        with self._explaining():
-            connection = self._connection()
-            connection.execute(begin)
+        with unforked, self._explaining():
+            connection = self._begin(begin)
             try:
-                yield _SQLiteTransaction(connection)
+                yield Transaction(lambda statement, values: self._run(connection, statement, values), self.for_update)
+                connection.commit()
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                with contextlib.suppress(Exception):  # a connection that is lost has nothing to take back
+                    connection.rollback()
                 raise
-            connection.execute("COMMIT")
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's, to the file that has the name now: what is written to a removed one would be lost."""
-        found = self.identity()
-        connection, identity = self._connections.get()
-        if identity != found:
-            self._connections.drop()
-            connection, _ = self._connections.get()
-        return connection  # type: ignore[no-any-return]
-
-    def _open(self) -> tuple[sqlite3.Connection, object]:
-        identity = self.identity()  # before, so that a file that takes its place meanwhile is noticed
-        return self._connect(), identity
-
-    def _connect(self) -> sqlite3.Connection:
-        # opened by its URI, as plain opening would make an empty database where there is none
-        connection = sqlite3.connect(
-            f"{self.path.as_uri()}?mode=rw",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA synchronous=FULL")
+    def _begin(self, begin: str) -> Any:
+        connection = self._connections.get()
+        connection.execute(begin)
         return connection
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorname", "") or ""
-            if code.startswith("SQLITE_FULL"):
-                raise NoSpace(self.path, needed=None, free=free_bytes(self.path.parent)) from error
-            msg = f"the registry {self.path} cannot be used ({error})"
-            raise StoreError(msg, hint=_SQLITE_HINTS.get(code.removeprefix("SQLITE_").partition("_")[0])) from error
-        except OSError as error:
-            msg = f"the registry {self.path} cannot be used ({error.strerror})"
-            raise StoreError(msg) from error
-
-
-def _only_version(transaction: Transaction) -> str | None:
-    found = transaction.rows("SELECT version_num FROM alembic_version")
-    return str(found[0][0]) if found else None
-
-
-_REBUILD = "move it away, with its -wal and -shm: it is built again from what is on disk, without its leases"
-_SQLITE_HINTS = {
-    "BUSY": f"another process has been writing to it for {BUSY_SECONDS} s",
-    "CORRUPT": _REBUILD,
-    "NOTADB": _REBUILD,
-    "READONLY": "whoever leases or pins needs write permission on it and on its directory",
-}
-
-
-class _SQLiteTransaction:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-
-    def execute(self, statement: str, values: Sequence[object] = ()) -> int:
-        return self._connection.execute(statement, values).rowcount
-
-    def rows(self, statement: str, values: Sequence[object] = ()) -> list[Row]:
-        return self._connection.execute(statement, values).fetchall()
-
-
-class PostgreSQL:
-    """A server that several hosts may share."""
-
-    def __init__(self, url: str) -> None:
-        self._url = _POSTGRESQL.sub("postgresql://", url, count=1)
-        self.where = re.sub(r"//([^:@/]*):[^@/]*@", r"//\1@", self._url)
-        self._connections = _PerThread(self._connect, lambda connection: connection.close())
-
-    def identity(self) -> object:
-        return self._url
-
-    def schema(self) -> str | None:
-        with self.reading() as transaction:
-            if transaction.rows("SELECT 1 WHERE to_regclass('alembic_version') IS NOT NULL"):
-                return _only_version(transaction)
-        return None
-
-    def migrate(self, migrate: Callable[[str, Callable[[], Any], str | None], None]) -> None:
-        with self._explaining(), self._connect() as connection:
-            connection.autocommit = False
-            migrate("postgresql+psycopg", lambda: connection, None)
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[Transaction]:
-        with self._transaction(read_only=True) as transaction:
-            yield transaction
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[Transaction]:
-        with self._transaction(read_only=False) as transaction:
-            yield transaction
-
-    def close(self) -> None:
-        self._connections.drop()
-
-    @contextlib.contextmanager
-    def _transaction(self, *, read_only: bool) -> Iterator[Transaction]:
-        with self._explaining():
-            connection: psycopg.Connection = self._connections.get()
-            if connection.read_only is not read_only:
-                connection.read_only = read_only
-            with connection.transaction():
-                yield _PostgreSQLTransaction(connection)
-
-    def _connect(self) -> psycopg.Connection:
-        driver = "psycopg"
-        try:
-            import psycopg
-        except ImportError:
-            raise ToolMissing(driver, hint="pip install 'systemfiles[postgres]'") from None
-        return psycopg.connect(self._url, autocommit=True, connect_timeout=10, application_name="systemfiles")
-
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreError:
+        except SystemFilesError:
             raise
         except Exception as error:
-            import psycopg
-
-            if not isinstance(error, psycopg.Error) or isinstance(error, psycopg.IntegrityError):
+            told = self._explain(error)
+            if told is None:
                 raise
-            if isinstance(error, psycopg.OperationalError):
-                self._connections.drop()  # the next use connects again
-            msg = f"the registry {self.where} cannot be used ({str(error).strip().splitlines()[0]:.300})"
-            raise StoreError(msg) from error
+            self._connections.drop()
+            self._failures += 1
+            raise told from error
 
 
-class _PostgreSQLTransaction:
-    def __init__(self, connection: psycopg.Connection) -> None:
-        self._connection = connection
+def _storable(values: Sequence[object]) -> Sequence[object]:
+    """`values`, when every database keeps each of them as it is. Raises UsageError."""
+    for value in values:
+        if isinstance(value, str):
+            if "\0" in value or not (value.isascii() or _is_utf8(value)):
+                msg = f"{value[:100]!r} cannot be kept in the registry"
+                raise UsageError(msg, details=[("allowed", "texts of Unicode characters, without NUL")])
+        elif value is not None and (type(value) is not int or not -BIGGEST <= value <= BIGGEST):
+            kind = "a number of so many digits" if isinstance(value, int) else f"a {type(value).__name__}"
+            msg = f"{kind} cannot be kept in the registry"
+            raise UsageError(msg, details=[("allowed", f"texts, and whole numbers of at most {BIGGEST}")])
+    return values
 
-    def execute(self, statement: str, values: Sequence[object] = ()) -> int:
-        return self._connection.execute(_as_format(statement), values).rowcount
 
-    def rows(self, statement: str, values: Sequence[object] = ()) -> list[Row]:
-        return self._connection.execute(_as_format(statement), values).fetchall()
-
-
-@lru_cache(maxsize=512)
-def _as_format(statement: str) -> bytes:
-    """`statement` with psycopg's placeholders. No statement here has a `?` or `%` that means itself."""
-    return statement.replace("?", "%s").encode()
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True

@@ -84,7 +84,7 @@ def _clause(
 def _by_rarity(transaction: Transaction, labels: dict[str, str]) -> list[tuple[str, str]]:
     if len(labels) < 2:
         return [*labels.items()]
-    count = "SELECT count(*) FROM (SELECT 1 FROM asset_labels WHERE label = ? AND value = ? LIMIT ?) AS some"
+    count = "SELECT count(*) FROM (SELECT 1 FROM asset_labels WHERE label = ? AND value = ? LIMIT ?) AS counted"
     return sorted(labels.items(), key=lambda label: transaction.rows(count, (*label, _RARE))[0][0])
 
 

@@ -6,8 +6,7 @@ takes 0.4 s to import, is only used where something is to change. migrations/ver
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from systemfiles.registry.database import Database
 HEAD = "0001"
 """The schema that this release knows. Versions are ordered by their names."""
 
+_alone = threading.Lock()  # alembic keeps what it is at in a global variable
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -32,20 +32,29 @@ def is_current(database: Database, head: str = HEAD) -> bool:
 
 def upgrade(database: Database, *, migrations: Path = _MIGRATIONS) -> None:
     """Brings the schema, or nothing yet, to the last of `migrations`: wholly, or not at all. Raises StoreError."""
-    database.migrate(partial(_run, migrations))
+    with database.migrating() as connection, _alone:
+        _run(database, connection, migrations)
 
 
-def _run(migrations: Path, dialect: str, connect: Callable[[], Any], begin: str | None) -> None:
+def _run(database: Database, connection: Any, migrations: Path) -> None:
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
     from sqlalchemy import create_engine, event
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import StaticPool
 
-    engine = create_engine(f"{dialect}://", creator=connect, poolclass=StaticPool)
-    if begin:  # the driver would begin one only at the first INSERT, and migrations create tables
-        event.listen(engine, "begin", lambda begun: begun.exec_driver_sql(begin))
+    engine = create_engine(f"{database.dialect}://", creator=lambda: connection, poolclass=StaticPool)
+    # the drivers would begin one only at the first INSERT, or never, and migrations make tables
+    event.listen(engine, "begin", lambda begun: begun.exec_driver_sql(database.begin_writing))
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
-    with engine.begin() as transaction:
-        config.attributes["connection"] = transaction
-        command.upgrade(config, "head")
+    try:
+        with engine.begin() as transaction:
+            config.attributes["connection"] = transaction
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        raise (error.orig or error) from error
+    except CommandError as error:
+        msg = f"the registry {database.where} has a schema that is not of systemfiles ({error})"
+        raise StoreError(msg, hint="give systemfiles a database of its own") from error

@@ -1,17 +1,17 @@
 """How assets leave: their rows become tombstones in one transaction, their bytes go afterwards, the tombstones last.
 
 So a crash may leave a tombstone, which the next collection carries out, and never a row without its bytes. A batch is
-small, because nobody can acquire anything while it is on its way.
+small, because nobody can acquire any of it while it is on its way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 from systemfiles.foundation.errors import AssetInUse
-from systemfiles.registry.assets import LIVE, batches
-from systemfiles.registry.database import Database, Transaction, marks
+from systemfiles.registry.assets import LIVE, batches, lock
+from systemfiles.registry.database import BIGGEST, Database, Transaction, marks
 from systemfiles.registry.ulid import new_ulid
 
 BATCH = 200
@@ -49,7 +49,7 @@ class Tombstones:
 
     def candidates(self, *, now: int, unused_since: int) -> Iterator[list[Candidate]]:
         """In batches, oldest first: what no live lease holds and was last accessed at `unused_since` or before."""
-        after: tuple[int, str] = (-(1 << 62), "")
+        after: tuple[int, str] = (-BIGGEST, "")
         while True:
             with self._database.reading() as transaction:
                 rows = transaction.rows(_CANDIDATES, (self._store, unused_since, *after, self._store, now, BATCH))
@@ -82,17 +82,29 @@ class Tombstones:
 
         With `unused_since`, those that were accessed after it stay as well.
         """
+        latest = BIGGEST if unused_since is None else unused_since
+        stones: list[Tombstone] = []
         with self._database.writing() as transaction:
-            return self._condemn(transaction, sorted(ids), reason, now, unused_since)
+            for batch in batches(sorted(ids), BATCH):
+                lock(transaction, batch)
+                clause, held = f"a.id IN ({marks(batch)}) AND a.last_accessed_at <= ?", f"NOT EXISTS ({_HELD})"
+                values = (*batch, latest, self._store, int(now))
+                stones += self._bury(transaction, f"{clause} AND {held}", values, reason, now)
+        return tuple(stones)
 
     def delete(self, asset_id: str, *, now: float, force: bool = False) -> tuple[Tombstone, ...]:
-        """Condemns one asset; with `force` its leases end. Empty when it is not there. Raises AssetInUse."""
+        """Condemns this store's copy of one asset; with `force` the leases on it end.
+
+        Empty when it is not there, or has no bytes anywhere; a row without bytes goes at once. Raises AssetInUse.
+        """
         with self._database.writing() as transaction:
-            if force:
-                transaction.execute("DELETE FROM asset_leases WHERE asset_id = ?", (asset_id,))
-            elif holders := transaction.rows(_HOLDERS, (asset_id, self._store, int(now))):
+            lock(transaction, [asset_id])
+            holders = [] if force else transaction.rows(_HOLDERS, (asset_id, self._store, int(now)))
+            if holders:
                 raise AssetInUse(asset_id, leases=len(holders), holders=sorted({row[0] for row in holders})[:10])
-            return self._condemn(transaction, [asset_id], "deleted", now, None)
+            stones = self._bury(transaction, "a.id = ?", (asset_id,), "deleted", now)
+            self._forget(transaction, [asset_id])
+        return stones
 
     def pending(self) -> tuple[Tombstone, ...]:
         """What has lost its row and perhaps not yet its bytes, oldest first."""
@@ -103,47 +115,51 @@ class Tombstones:
     def drop(self, ids: Sequence[str]) -> None:
         """Forgets tombstones, once the bytes are gone."""
         with self._database.writing() as transaction:
-            transaction.execute(f"DELETE FROM tombstones WHERE id IN ({marks(ids)})", ids)
+            for batch in batches(ids):
+                transaction.execute(
+                    f"DELETE FROM tombstones WHERE id IN ({marks(batch)}) AND store_id = ?", (*batch, self._store)
+                )
 
-    def _condemn(
-        self, transaction: Transaction, ids: Sequence[str], reason: str, now: float, unused_since: int | None
+    def _bury(
+        self, transaction: Transaction, condition: str, values: Sequence[object], reason: str, now: float
     ) -> tuple[Tombstone, ...]:
-        if not ids:
-            return ()
-        # Locks the rows, in every database: whoever acquires one of them has done so, or comes too late.
-        transaction.execute(f"UPDATE assets SET id = id WHERE id IN ({marks(ids)})", ids)
-        latest = (1 << 62) if unused_since is None else unused_since
-        found = transaction.rows(_FREE.format(ids=marks(ids)), (self._store, *ids, latest, self._store, int(now)))
-        stones = [
+        """Makes tombstones of this store's copies of assets, which are locked; their rows go with the last copy."""
+        found = transaction.rows(f"{_COPIES} WHERE {condition} ORDER BY a.id", (self._store, *values))
+        stones = tuple(
             Tombstone(new_ulid(now), asset_id, name, path, size, reason, held, int(now))
             for asset_id, name, path, size, held in found
-        ]
+        )
         for stone in stones:
-            _bury(transaction, stone, self._store)
-        return tuple(stones)
+            transaction.execute(
+                f"INSERT INTO tombstones ({_COLUMNS}, store_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*astuple(stone), self._store),
+            )
+        if ids := [stone.asset_id for stone in stones]:
+            among = f"asset_id IN ({marks(ids)}) AND store_id = ?"
+            transaction.execute(f"DELETE FROM asset_locations WHERE {among}", (*ids, self._store))
+            transaction.execute(f"DELETE FROM asset_leases WHERE {among}", (*ids, self._store))
+            self._forget(transaction, ids)
+        return stones
+
+    def _forget(self, transaction: Transaction, ids: Sequence[str]) -> None:
+        """Removes the rows of those that no store has, and with them leases of whatever store."""
+        for table, column in (("asset_leases", "asset_id"), ("assets", "id")):
+            elsewhere = f"SELECT 1 FROM asset_locations p WHERE p.asset_id = {table}.{column}"
+            transaction.execute(
+                f"DELETE FROM {table} WHERE {column} IN ({marks(ids)}) AND NOT EXISTS ({elsewhere})", ids
+            )
 
 
-_COLUMNS = "id, asset_id, name, path, size_bytes, reason, last_held_by, created_at"
+_COLUMNS = ", ".join(each.name for each in fields(Tombstone))
 _HELD = f"SELECT 1 FROM asset_leases l WHERE l.asset_id = a.id AND l.store_id IN ('', ?) AND {LIVE}"
 _HOLDERS = f"SELECT acquired_by FROM asset_leases WHERE asset_id = ? AND store_id IN ('', ?) AND {LIVE}"
+_COPIES = """
+    SELECT a.id, a.name, p.path, a.size_bytes, a.last_held_by
+    FROM assets a JOIN asset_locations p ON p.asset_id = a.id AND p.store_id = ?"""
+# CROSS JOIN keeps SQLite's planner from reading all places for each batch
 _CANDIDATES = f"""
     SELECT a.id, p.path, a.last_accessed_at
-    FROM assets a JOIN asset_locations p ON p.asset_id = a.id AND p.store_id = ?
-    WHERE a.last_accessed_at <= ? AND (a.last_accessed_at, a.id) > (?, ?) AND NOT EXISTS ({_HELD})
+    FROM assets a CROSS JOIN asset_locations p
+    WHERE p.asset_id = a.id AND p.store_id = ?
+        AND a.last_accessed_at <= ? AND (a.last_accessed_at, a.id) > (?, ?) AND NOT EXISTS ({_HELD})
     ORDER BY a.last_accessed_at, a.id LIMIT ?"""
-_FREE = f"""
-    SELECT a.id, a.name, p.path, a.size_bytes, a.last_held_by
-    FROM assets a JOIN asset_locations p ON p.asset_id = a.id AND p.store_id = ?
-    WHERE a.id IN ({{ids}}) AND a.last_accessed_at <= ? AND NOT EXISTS ({_HELD}) ORDER BY a.id"""
-
-
-def _bury(transaction: Transaction, stone: Tombstone, store_id: str) -> None:
-    transaction.execute(
-        f"INSERT INTO tombstones ({_COLUMNS}, store_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*(getattr(stone, name) for name in _COLUMNS.split(", ")), store_id),
-    )
-    transaction.execute("DELETE FROM asset_locations WHERE asset_id = ? AND store_id = ?", (stone.asset_id, store_id))
-    elsewhere = transaction.rows("SELECT 1 FROM asset_locations WHERE asset_id = ?", (stone.asset_id,))
-    if not elsewhere:
-        transaction.execute("DELETE FROM asset_leases WHERE asset_id = ?", (stone.asset_id,))  # they have expired
-        transaction.execute("DELETE FROM assets WHERE id = ?", (stone.asset_id,))

@@ -5,50 +5,60 @@
    index.json, and the row are looked for once more; then our name in index.json and the directory go.
 3. The audit log is told, and the tombstone dropped.
 
-A crash leaves tombstones, with which the next collection begins. The blobs are the business of eviction.py.
+A crash leaves tombstones, with which the next collection begins. What cannot be removed is told of, and everything else
+is removed all the same. The blobs are the business of eviction.py.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from systemfiles.content.artifacts import RECORD
+from systemfiles.content.artifacts import ARCHES, RECORD
 from systemfiles.content.store import Store, layout_name
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import IntegrityError, LockTimeout, NotProvisioned, UnsupportedArch
+from systemfiles.foundation.errors import (
+    IntegrityError,
+    LockTimeout,
+    NotProvisioned,
+    StoreError,
+    UsageError,
+)
 from systemfiles.foundation.files import fsync_path, scratch_dir, storing
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.paths import KINDS, Paths, is_version
-from systemfiles.foundation.units import utc
 from systemfiles.registry.database import marks
 from systemfiles.registry.registry import Registry
-from systemfiles.registry.tombstones import BATCH, Tombstone
+from systemfiles.registry.tombstones import BATCH, Candidate, Tombstone
+from systemfiles.retention.outcome import UNFINISHED, UNHELD, Gone, Outcome, tell
 from systemfiles.retention.pins import Pins
 from systemfiles.retention.reasons import id_of, id_of_file, named_by_others
 from systemfiles.retention.registrar import Registrar
 
 log = logging.getLogger(__name__)
 
+_OURS = ("system", "tmp", "locks")
+"""Of the audit log, in bytes, and more than that."""
+
 Key = tuple[str, str, Arch]
+Seen = Mapping[str, object]
+"""By asset id: the identity of its record when it was decided what is kept."""
 
 
-class Gone(NamedTuple):
-    """Something that went, or would go: what it is, why, who last held it ("": nobody known), the bytes it takes."""
+class _Carried(NamedTuple):
+    """A tombstone that is done with; `freed` is None when what it stands for stays."""
 
-    what: str
-    why: str
-    last_held_by: str
-    size: int
+    stone: Tombstone
+    freed: int | None
 
 
 class Collector:
-    """Removes the artifacts and assets of one data directory that nothing holds."""
+    """Removes the artifacts and assets of one data directory that nothing holds. Safe to share among threads."""
 
     def __init__(self, paths: Paths, registry: Registry, registrar: Registrar, store: Store, pins: Pins) -> None:
         self._paths = paths
@@ -56,93 +66,151 @@ class Collector:
         self._registrar = registrar
         self._store = store
         self._pins = pins
-        self._seen: dict[str, object] = {}  # the records of artifacts as they were when it was decided
 
-    def collect(self, kept: Collection[str], *, young: int) -> Iterator[Gone]:
+    def look(self) -> Seen:
+        """What is here. To be called before it is decided what is kept: what is made after that is not collected."""
+        return {
+            layout_name(kind, *version): _identity(self._paths.artifact(kind, *version))
+            for kind in KINDS
+            for version in self._store.artifacts.versions(kind)
+        }
+
+    def collect(self, kept: Collection[str], seen: Seen, *, young: int, outcome: Outcome) -> None:
         """Removes what has an id that is not in `kept`, no live lease, and no use after `young` (UTC seconds)."""
-        self._seen = {id_of(artifact): _identity(artifact.directory) for artifact in self._registrar.artifacts()}
         pending = self._registry.tombstones.pending()
-        yield from self._carry_out([stone for stone in pending if stone.asset_id not in kept])
         self._drop([stone for stone in pending if stone.asset_id in kept])
+        self._carry_out([stone for stone in pending if stone.asset_id not in kept], seen, outcome)
         self._registrar.sync()
-        yield from self._condemn([asset for asset in self._seen if asset not in kept], young)
+        there = {id_of(artifact) for artifact in self._registrar.artifacts()} & seen.keys()
+        self._condemn(sorted(there - {*kept}), young, seen, outcome)
         for batch in self._registry.tombstones.candidates(now=self._registry.now(), unused_since=young):
-            yield from self._condemn([each.id for each in batch if _artifact_at(each.path) is None], young)
+            alone = [each.id for each in batch if each.id not in kept and not self._has_record(each)]
+            self._condemn(alone, young, seen, outcome)
+        self._clear(kept, young, outcome)
 
-    def delete(self, asset: str, *, force: bool = False) -> Iterator[Gone]:
-        """Removes one asset now; with `force` whatever leases it has. Raises AssetInUse."""
-        yield from self._carry_out(self._registry.tombstones.delete(asset, now=self._registry.clock(), force=force))
+    def delete(self, asset: str, *, force: bool = False) -> Outcome:
+        """Removes one asset now; with `force` whatever leases it has, but no pin. Raises AssetInUse."""
+        outcome, seen = Outcome(), self.look()
+        stones = self._registry.tombstones.delete(asset, now=self._registry.clock(), force=force)
+        self._carry_out(stones, seen, outcome)
+        return outcome
 
-    def _condemn(self, ids: list[str], young: int) -> Iterator[Gone]:
+    def unfinished(self, kept: Collection[str], young: int) -> Iterator[tuple[str, Path]]:
+        """Directories of artifacts that have no record, whatever was begun in them; those to clear away, with ids."""
+        for kind in KINDS:
+            for directory in sorted(self._paths.kind(kind).glob("*/*")):
+                asset = f"{kind}-{directory.parent.name}-{directory.name}"
+                ours = artifact_at(str(directory.relative_to(self._paths.data_dir)), asset)
+                if ours and asset not in kept and _is_unfinished(directory, young):
+                    yield asset, directory
+
+    def directory(self, key: Key) -> Path:
+        """An artifact's."""
+        return self._paths.artifact(*key)
+
+    def file_of(self, path: str) -> Path:
+        """An asset's file. Raises UsageError for a path that leads out of the data directory, or to what is ours."""
+        file = self._paths.inside(path)
+        first = (*file.relative_to(self._paths.data_dir).parts, "")[0]
+        # the database has files beside it
+        if first in _OURS or first.startswith((self._paths.registry.name, self._paths.collected.name)):
+            msg = f"{path!r:.200} is no path of an asset"
+            raise UsageError(msg, details=[("reserved", f"{', '.join(_OURS)}, and the registry")])
+        return file
+
+    # ── tombstones ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _condemn(self, ids: list[str], young: int, seen: Seen, outcome: Outcome) -> None:
         for start in range(0, len(ids), BATCH):
             stones = self._registry.tombstones.condemn(
-                ids[start : start + BATCH], reason="held by nothing", now=self._registry.clock(), unused_since=young
+                ids[start : start + BATCH], reason=UNHELD, now=self._registry.clock(), unused_since=young
             )
-            yield from self._carry_out(stones)
+            self._carry_out(stones, seen, outcome)
 
-    def _carry_out(self, stones: Iterable[Tombstone]) -> Iterator[Gone]:
-        for start in range(0, len(every := [*stones]), BATCH):
+    def _carry_out(self, stones: Iterable[Tombstone], seen: Seen, outcome: Outcome) -> None:
+        every = [*stones]
+        for start in range(0, len(every), BATCH):
             batch = every[start : start + BATCH]
-            done = [*self._bury_assets([stone for stone in batch if _artifact_at(stone.path) is None])]
+            others = [stone for stone in batch if artifact_at(stone.path, stone.asset_id) is None]
+            carried = [*self._remove_assets(others, outcome)]
             for stone in batch:
-                if artifact := _artifact_at(stone.path):
-                    done += self._bury_artifact(stone, *artifact)
+                if key := artifact_at(stone.path, stone.asset_id):
+                    carried += self._remove_artifact(stone, key, seen, outcome)
             gone = [
-                Gone(stone.asset_id, stone.reason, stone.last_held_by, size) for stone, size in done if size is not None
+                Gone(stone.asset_id, stone.reason, stone.last_held_by, stone.size_bytes)
+                for stone, freed in carried
+                if freed is not None
             ]
+            outcome.gone += gone
+            outcome.freed += sum(freed or 0 for _, freed in carried)
             tell(self._paths, gone, now=self._registry.clock())
-            self._drop([stone for stone, _ in done])
-            yield from gone
+            self._drop([stone for stone, _ in carried])
 
     def _drop(self, stones: list[Tombstone]) -> None:
         for start in range(0, len(stones), BATCH):
             self._registry.tombstones.drop([stone.id for stone in stones[start : start + BATCH]])
 
-    def _bury_assets(self, stones: list[Tombstone]) -> Iterator[tuple[Tombstone, int | None]]:
-        """Removes their files, if they have no row again; yields what the disk got back of each."""
+    def _remove_assets(self, stones: list[Tombstone], outcome: Outcome) -> Iterator[_Carried]:
+        """Removes the files of those that have no row again."""
         if not stones:
             return
         directories = set()
         with self._store.layout.exclusively():
             back = self._with_rows([stone.asset_id for stone in stones])
             for stone in stones:
-                path = self._paths.inside(stone.path)
-                yield stone, None if stone.asset_id in back else _unlink(path)
-                directories.add(path.parent)
+                try:
+                    path = self.file_of(stone.path)
+                    yield _Carried(stone, None if stone.asset_id in back else _unlink(path))
+                    directories.add(path.parent)
+                except UsageError as error:  # what that path leads to is not ours, and will never be
+                    msg = f"asset {stone.asset_id!r:.300} is forgotten, and no file removed: {error.summary}"
+                    outcome.problems.append(StoreError(msg))
+                    yield _Carried(stone, None)
+                except StoreError as error:
+                    outcome.problems.append(error)  # the tombstone stays
             for directory in sorted(directories):
-                if directory.is_dir():
-                    fsync_path(directory)
+                with storing(directory):
+                    if directory.is_dir():
+                        fsync_path(directory)
 
-    def _bury_artifact(
-        self, stone: Tombstone, kind: str, version: str, arch: Arch
-    ) -> Iterator[tuple[Tombstone, int | None]]:
-        lock = self._paths.lock(f"{kind}-{version}-{arch}")
+    def _remove_artifact(self, stone: Tombstone, key: Key, seen: Seen, outcome: Outcome) -> Iterator[_Carried]:
+        name = layout_name(*key)
         try:
-            with locked(lock, timeout=0), self._store.layout.exclusively():
-                if why := self._held_again(stone, kind, version, arch):
+            with locked(self._paths.lock(name), timeout=0), self._store.layout.exclusively():
+                if why := self._held_again(stone, key, seen):
                     log.info("%s stays: %s", stone.asset_id, why)
-                    yield stone, None
+                    yield _Carried(stone, None)
                     return
-                self._store.layout.unname(layout_name(kind, version, arch))
-                yield stone, self._remove_directory(self._paths.artifact(kind, version, arch))
+                self._store.layout.unname(name)
+                yield _Carried(stone, self._remove_directory(self._paths.artifact(*key)))
         except LockTimeout:
             log.info("%s is being worked on: it goes next time", stone.asset_id)
+        except StoreError as error:
+            outcome.problems.append(error)  # the tombstone stays
 
-    def _held_again(self, stone: Tombstone, kind: str, version: str, arch: Arch) -> str:
+    def _held_again(self, stone: Tombstone, key: Key, seen: Seen) -> str:
         """Why an artifact that was condemned must stay all the same; "" if nothing came between."""
         if stone.asset_id in self._with_rows([stone.asset_id]):
             return "somebody has begun to use it"
         for pin in self._pins:
             if any(id_of_file(file) == stone.asset_id for file in pin.files):
                 return f"pinned by {pin.name}"
+        now = _identity(self._paths.artifact(*key))
+        if now is None:
+            return ""
+        if seen.get(stone.asset_id) != now:
+            return "it was made anew"
         try:
-            artifact = self._store.artifacts.load(kind, version, arch)
+            artifact = self._store.artifacts.load(*key)
         except (NotProvisioned, IntegrityError):
             return ""
-        if self._seen.get(stone.asset_id, now := _identity(artifact.directory)) != now:
-            return "it was made anew"
         named = named_by_others(self._store.layout)
         return next((f"named {named[facts.sha256]}" for facts in artifact.files.values() if facts.sha256 in named), "")
+
+    def _has_record(self, row: Candidate) -> bool:
+        """Whether a row is that of an artifact, and the artifact is there."""
+        key = artifact_at(row.path, row.id)
+        return key is not None and (self._paths.artifact(*key) / RECORD).exists()
 
     def _with_rows(self, ids: list[str]) -> set[str]:
         with self._registry.database.reading() as transaction:
@@ -152,6 +220,28 @@ class Collector:
             )
         return {row[0] for row in rows}
 
+    # ── directories ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _clear(self, kept: Collection[str], young: int, outcome: Outcome) -> None:
+        for asset, directory in [*self.unfinished(kept, young)]:
+            try:
+                with locked(self._paths.lock(asset), timeout=0), self._store.layout.exclusively():
+                    if not _is_unfinished(directory, young) or self._with_rows([asset]):
+                        continue
+                    gone = Gone(asset, UNFINISHED, "", 0)
+                    tell(self._paths, [gone], now=self._registry.clock())  # nothing would, after a crash
+                    self._store.layout.unname(asset)
+                    outcome.freed += self._remove_directory(directory)
+                outcome.gone.append(gone)
+            except LockTimeout:
+                continue  # somebody is at it
+            except StoreError as error:
+                outcome.problems.append(error)
+        for directory in [each for kind in KINDS for each in sorted(self._paths.kind(kind).glob("*"))]:
+            with contextlib.suppress(OSError):
+                if int(directory.stat().st_mtime) <= young:
+                    directory.rmdir()  # that is empty; nothing else can be removed so
+
     def _remove_directory(self, directory: Path) -> int:
         """Takes an artifact away as a whole; returns what the disk got back: files that are blobs too go with those."""
         if not directory.exists():
@@ -160,41 +250,39 @@ class Collector:
             aside = work / "artifact"
             directory.rename(aside)
             fsync_path(directory.parent)
-            freed = sum(_on_disk(path) for path in aside.iterdir())
+            freed = on_disk(aside)
             shutil.rmtree(aside)
-        try:
-            directory.parent.rmdir()
-        except OSError:
-            return freed  # another architecture's is there
-        fsync_path(directory.parent.parent)
-        return freed
+            alone = directory.parent.lstat().st_blocks * 512
+        with storing(directory.parent):
+            try:
+                directory.parent.rmdir()
+            except OSError:
+                return freed  # another architecture's is there
+            fsync_path(directory.parent.parent)
+        return freed + alone
 
 
-def tell(paths: Paths, gone: Collection[Gone], *, now: float) -> None:
-    """Adds lines to the audit log, durably: what went, when, why, and who last held it."""
-    if not gone:
-        return
-    at = utc(now)
-    lines = "".join(json.dumps({"at": at, **each._asdict()}) + "\n" for each in gone)
-    with storing(paths.collected):
-        mode = 0o660 if paths.data_dir.stat().st_mode & 0o020 else 0o640
-        fd = os.open(paths.collected, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, mode)
-        try:
-            os.write(fd, lines.encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+def on_disk(directory: Path, links: Counter[int] | None = None) -> int:
+    """What the disk gets back when a directory goes with its files, but for those that have names elsewhere.
+
+    `links` counts, by inode, names that have gone or will go as well.
+    """
+    freed = directory.lstat().st_blocks * 512
+    for path in directory.iterdir():
+        found = path.lstat()
+        others = found.st_nlink - (links[found.st_ino] if links else 1)
+        freed += found.st_blocks * 512 if not others else 0
+    return freed
 
 
-def _artifact_at(path: str) -> Key | None:
-    """Which artifact a path in the registry is the directory of; None for another asset's file."""
+def artifact_at(path: str, asset: str) -> Key | None:
+    """Which artifact an asset is whose path in the registry is `path`; None for any other asset, wherever it lies."""
     parts = path.split("/")
     if len(parts) != 4 or parts[0] != "system" or parts[1] not in KINDS or not is_version(parts[2]):
         return None
-    try:
-        return parts[1], parts[2], Arch.parse(parts[3])
-    except UnsupportedArch:
+    if parts[3] not in ARCHES or layout_name(parts[1], parts[2], Arch(parts[3])) != asset:
         return None
+    return parts[1], parts[2], Arch(parts[3])
 
 
 def _identity(directory: Path) -> object:
@@ -205,17 +293,19 @@ def _identity(directory: Path) -> object:
     return found.st_ino, found.st_mtime_ns
 
 
+def _is_unfinished(directory: Path, young: int) -> bool:
+    try:
+        found = directory.lstat()
+        return directory.is_dir() and int(found.st_mtime) <= young and not (directory / RECORD).exists()
+    except OSError:
+        return False
+
+
 def _unlink(path: Path) -> int:
     with storing(path):
         try:
-            freed = _on_disk(path)
+            found = path.lstat()
             path.unlink()
         except (FileNotFoundError, NotADirectoryError):
             return 0
-    return freed
-
-
-def _on_disk(path: Path) -> int:
-    """What the disk gets back when this name goes."""
-    found = path.lstat()
     return found.st_blocks * 512 if found.st_nlink == 1 else 0

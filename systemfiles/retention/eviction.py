@@ -7,20 +7,22 @@ may be, the longest unused first. Names that other tools gave always stay.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from systemfiles.content.artifacts import Artifact
-from systemfiles.content.layout import BASE, MANAGED, SOURCE, Descriptor
+from systemfiles.content.layout import BASE, MANAGED, SOURCE, Descriptor, Layout
 from systemfiles.content.store import Store, layout_name
-from systemfiles.content.sweep import orphans, reached, size_of, sweep
+from systemfiles.content.sweep import blobs, orphans, reached, sweep
+from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import NotFound
 from systemfiles.foundation.paths import KINDS, Paths
 from systemfiles.provision.pull import CONVERTED
 from systemfiles.registry.registry import Registry
-from systemfiles.retention.collection import Gone, tell
+from systemfiles.retention.outcome import Gone, Outcome, tell
 from systemfiles.retention.pins import Pins
-from systemfiles.retention.reasons import Explanation, id_of
+from systemfiles.retention.reasons import Explanation
 from systemfiles.retention.registrar import Registrar
 
 _UNBUILT = "no initrd here is built on it"
@@ -30,7 +32,7 @@ _EVICTED = "the content store was larger than max_cache_bytes, and this the long
 
 
 class Evictor:
-    """Frees space in the content store of one data directory."""
+    """Frees space in the content store of one data directory. Safe to share among threads."""
 
     def __init__(self, paths: Paths, registry: Registry, registrar: Registrar, store: Store, pins: Pins) -> None:
         self._paths = paths
@@ -40,47 +42,101 @@ class Evictor:
         self._layout = store.layout
         self._pins = pins
 
-    def idle(self, artifacts: Iterable[Artifact], kept: Collection[str], *, young: int) -> Iterator[tuple[str, str]]:
-        """Names that hold nothing once there are only these artifacts, and why; none that was given after `young`."""
-        there = [*artifacts]
-        made_from = {text for artifact in there for text in _texts(artifact.inputs)}
+    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def idle(
+        self, artifacts: Iterable[Artifact], kept: Collection[str], *, young: int, going: Collection[str] = ()
+    ) -> dict[str, str]:
+        """Names that hold nothing once there are only these artifacts, and why; none that was given after `young`.
+
+        `going` are ids of artifacts whose directories are still there, but will not be.
+        """
+        made_from = {text for artifact in artifacts for text in _texts(artifact.inputs)}
         made_from |= {text for pin in self._pins for file in pin.files for text in _texts(file.record["inputs"])}
-        lost = self._unprovided({id_of(artifact) for artifact in there} | {*kept})
+        lost = self._unprovided(kept, going)
         managed = {name: target for name, target in self._layout.names().items() if MANAGED in target.annotations}
-        dropped = set()
-        for name, target in managed.items():
+        old = {name: target for name, target in managed.items() if self._given(target) <= young}
+        found = {}
+        for name, target in old.items():
             source = target.annotations.get(SOURCE, "")
-            unbuilt = BASE in target.annotations and not {source, source.removeprefix("sha256:")} & made_from
-            if (unbuilt or name in lost) and self._given(target) <= young:
-                dropped.add(name)
-                yield name, _UNBUILT if unbuilt else _UNPROVIDED
-        twins = {self._twin_of(target) for name, target in managed.items() if name not in dropped}
-        for name, target in managed.items():
-            if name.startswith("docker-") and target.digest not in twins and self._given(target) <= young:
-                yield name, _TWIN
+            if BASE in target.annotations and not {source, source.removeprefix("sha256:")} & made_from:
+                found[name] = _UNBUILT
+            elif name in lost:
+                found[name] = _UNPROVIDED
+        twins = {self._twin_of(target) for name, target in managed.items() if name not in found}
+        for name, target in old.items():
+            if name.startswith("docker-") and target.digest not in twins:
+                found[name] = _TWIN
+        return found
 
-    def drop(self, names: Iterable[tuple[str, str]]) -> Iterator[Gone]:
-        """Drops names of ours; what they reached is for `sweep`."""
-        for name, why in names:
-            with self._layout.exclusively():
-                self._layout.unname(name)
-            gone = Gone(name, why, "", 0)
-            tell(self._paths, [gone], now=self._registry.clock())
-            yield gone
+    def drop_idle(self, kept: Collection[str], *, young: int, outcome: Outcome) -> None:
+        """Drops names of ours that hold nothing; what they reached is for `sweep`."""
+        if not self.idle(self._registrar.artifacts(), kept, young=young):
+            return
+        with self._layout.exclusively():
+            # once more: something may have been made of one of them meanwhile, or is being made
+            relied = self._layout.ingested()
+            there = self._layout.names()
+            names = self.idle(self._registrar.artifacts(), kept, young=young)
+            gone = [
+                Gone(name, why, "", 0)
+                for name, why in names.items()
+                if name in there and there[name].digest.hex not in relied
+            ]
+            self._drop(gone, outcome)
 
-    def sweep(self, *, young: int) -> int:
-        """Removes blobs that nothing needs; returns what the disk got back."""
-        return sum(removed.freed for removed in sweep(self._layout, older_than=young, also_needed=self._needed))
+    # ── blobs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def evict(self, max_bytes: int, *, young: int) -> Iterator[Gone]:
-        """Drops images until the store has at most `max_bytes`, or nothing is left that may go."""
-        for name in self._longest_unused(young):
-            before = size_of(self._layout)
-            if before <= max_bytes:
-                return
-            for gone in self.drop([(name, _EVICTED)]):
-                self.sweep(young=young)
-                yield gone._replace(size=before - size_of(self._layout))
+    def sweep(self, *, young: int, outcome: Outcome) -> None:
+        """Removes blobs that nothing needs."""
+        for removed in sweep(self._layout, older_than=young, also_needed=self._needed):
+            outcome.freed += removed.freed
+
+    def would_sweep(
+        self, artifacts: Collection[Artifact], dropped: Collection[str], *, young: int, links: Counter[int]
+    ) -> int:
+        """What `sweep` would free, were there only these artifacts and without these names.
+
+        `links` counts, by inode, the names that blobs have in directories that would have gone before.
+        """
+        needed = reached(self._layout, without=dropped) | {*_blobs(artifacts)} | {*self._pinned()}
+        going = [found for _, found in orphans(self._layout, older_than=young, needed=needed)]
+        return sum(found.st_blocks * 512 for found in going if found.st_nlink - links[found.st_ino] == 1)
+
+    # ── images ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def evict(self, max_bytes: int, *, young: int, outcome: Outcome) -> None:
+        """Drops images until the store has at most `max_bytes`, or nothing is left that may go, and sweeps."""
+        going = self.to_evict(max_bytes, [*self._registrar.artifacts()], young=young)
+        if not going:
+            return
+        with self._layout.exclusively():
+            relied = self._layout.ingested()
+            there = self._layout.names()
+            gone = [each for each in going if each.what in there and there[each.what].digest.hex not in relied]
+            self._drop(gone, outcome)
+        self._forget_uses([there[each.what].digest for each in gone])
+        self.sweep(young=young, outcome=outcome)
+
+    def to_evict(
+        self, max_bytes: int, artifacts: Iterable[Artifact], *, young: int, without: Collection[str] = ()
+    ) -> list[Gone]:
+        """Which images `evict` would drop, were there only these artifacts and without these names of ours."""
+        store = _Simulated(self._layout, {*_blobs(artifacts), *self._pinned()}, without, young)
+        names = {name: target for name, target in store.ours.items() if name not in without}
+        twins = Counter(self._twin_of(target) for target in names.values())
+        gone = []
+        for name in self._longest_unused(names, young):
+            if store.size <= max_bytes:
+                break
+            gone.append(Gone(name, _EVICTED, "", store.drop(name)))
+            twins[twin := self._twin_of(names[name])] -= 1
+            if twin and not twins[twin]:
+                docker = [each for each, target in names.items() if each[:7] == "docker-" and target.digest == twin]
+                gone += [Gone(each, _TWIN, "", store.drop(each)) for each in docker]
+        return gone
+
+    # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def explain(self, subject: str, digest: str) -> Iterator[Explanation]:
         """Why a name or a blob of the content store is kept, or would go."""
@@ -92,7 +148,7 @@ class Evictor:
                 if part.digest.hex.startswith(digest or "-"):
                     yield Explanation(f"blob {part.digest}", True, f"needed by {name or target.digest}, {whose}")
         needed = reached(self._layout) | {*self._needed()}
-        for path in orphans(self._layout, older_than=float("inf"), needed=needed):
+        for path, _ in orphans(self._layout, older_than=float("inf"), needed=needed):
             if path.name.startswith(digest or "-"):
                 yield Explanation(f"blob sha256:{path.name}", False, "needed by nothing")
 
@@ -103,15 +159,8 @@ class Evictor:
             if name not in without:
                 size = sum(part.size for part in self._layout.reachable(target))
                 whose = "our" if MANAGED in target.annotations else "another tool's"
-                rows.append(
-                    {"what": name or target.digest, "size": size, "why": f"{whose} name in the content store"}
-                )
+                rows.append({"what": name or target.digest, "size": size, "why": f"{whose} name in the content store"})
         return rows
-
-    def would_free(self, artifacts: Iterable[Artifact], dropped: Collection[str], *, young: int) -> int:
-        """What `sweep` would free, were there only these artifacts and without these names."""
-        needed = reached(self._layout, without=dropped) | {*_blobs(artifacts)} | {*self._pinned()}
-        return sum(path.lstat().st_size for path in orphans(self._layout, older_than=young, needed=needed))
 
     def _needed(self) -> Iterator[str]:
         yield from _blobs(self._registrar.artifacts())
@@ -122,28 +171,44 @@ class Evictor:
             for file in pin.files:
                 yield from (facts["sha256"] for facts in file.record["files"].values())
 
-    def _unprovided(self, wanted: Collection[str]) -> set[str]:
-        recorded = {layout_name(kind, *version) for kind in KINDS for version in self._store.recorded(kind)}
-        return recorded - {*wanted}
+    def _unprovided(self, kept: Collection[str], going: Collection[str]) -> set[str]:
+        """The names of artifacts that have no directory, or soon will not; a damaged one is left as it is."""
+        return {
+            layout_name(kind, version, arch)
+            for kind in KINDS
+            for version, arch in self._store.recorded(kind)
+            if not self._paths.artifact(kind, version, arch).exists() or layout_name(kind, version, arch) in going
+        } - {*kept}
 
-    def _longest_unused(self, young: int) -> list[str]:
-        """Our names of images that were pulled, the longest unused first."""
-        with self._registry.database.reading() as transaction:
-            rows = transaction.rows(
-                "SELECT digest, last_used_at FROM content_use WHERE store_id = ?", (self._registry.store_id,)
-            )
-        used: dict[str, int] = dict(rows)
+    def _longest_unused(self, names: Mapping[str, Descriptor], young: int) -> list[str]:
+        """Of these, the images that were pulled and not used after `young`, the longest unused first."""
+        used = self._used()
         found = []
-        for name, target in self._layout.names().items():
-            if MANAGED in target.annotations and SOURCE in target.annotations and BASE not in target.annotations:
+        for name, target in names.items():
+            if SOURCE in target.annotations and BASE not in target.annotations:
                 last = max(used.get(target.digest, 0), self._given(target))
                 if last <= young:
                     found.append((last, name))
         return [name for _, name in sorted(found)]
 
-    def _given(self, target: Descriptor) -> float:
+    def _used(self) -> dict[str, int]:
+        found = self._registry.look()
+        if found is None:
+            return {}
+        database, store_id = found
+        with database.reading() as transaction:
+            rows = transaction.rows("SELECT digest, last_used_at FROM content_use WHERE store_id = ?", (store_id,))
+        return dict(rows)
+
+    def _forget_uses(self, digests: list[Digest]) -> None:
+        store_id = self._registry.store_id
+        with self._registry.database.writing() as transaction:
+            for digest in digests:
+                transaction.execute("DELETE FROM content_use WHERE store_id = ? AND digest = ?", (store_id, digest))
+
+    def _given(self, target: Descriptor) -> int:
         try:
-            return self._layout.blob(target.digest).stat().st_mtime
+            return int(self._layout.blob(target.digest).stat().st_mtime)
         except FileNotFoundError:
             return 0
 
@@ -153,6 +218,47 @@ class Evictor:
         except NotFound:
             return None
         return annotations.get(CONVERTED) if isinstance(annotations, dict) else None
+
+    def _drop(self, gone: list[Gone], outcome: Outcome) -> None:
+        """Drops names. Nothing would tell of them after a crash, so it is told before; then again, perhaps."""
+        tell(self._paths, gone, now=self._registry.clock())
+        self._layout.unname(*(each.what for each in gone))
+        outcome.gone += gone
+
+
+class _Simulated:
+    """A content store of which names are dropped one after the other, and swept each time."""
+
+    def __init__(self, layout: Layout, needed: set[str], without: Collection[str], young: int) -> None:
+        self.ours: dict[str, Descriptor] = {}
+        self._layout = layout
+        self._names: Counter[str] = Counter(needed)
+        for name, target in layout.entries():
+            ours = MANAGED in target.annotations
+            if not ours or name not in without:
+                self._names.update(self._parts(target))
+            if ours and name is not None:
+                self.ours[name] = target
+        every = [(path.name, found) for path, found in blobs(layout)]
+        self._old = {digest for digest, found in every if int(found.st_mtime) <= young}
+        self._sizes = {digest: found.st_size for digest, found in every if self._stays(digest)}
+
+    @property
+    def size(self) -> int:
+        """The bytes of all blobs that would be left."""
+        return sum(self._sizes.values())
+
+    def drop(self, name: str) -> int:
+        """Returns how many bytes go."""
+        parts = self._parts(self.ours[name])
+        self._names.subtract(parts)
+        return sum(self._sizes.pop(digest) for digest in parts if digest in self._sizes and not self._stays(digest))
+
+    def _stays(self, digest: str) -> bool:
+        return self._names[digest] > 0 or digest not in self._old
+
+    def _parts(self, target: Descriptor) -> list[str]:
+        return [part.digest.hex for part in self._layout.reachable(target, strict=True)]
 
 
 def _blobs(artifacts: Iterable[Artifact]) -> Iterator[str]:

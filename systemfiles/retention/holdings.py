@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from systemfiles.content.artifacts import Artifact, Artifacts
 from systemfiles.content.store import HOST_FACTS, Store
@@ -24,6 +24,9 @@ from systemfiles.retention.registrar import PINNED, Registrar
 
 log = logging.getLogger(__name__)
 
+_USED = """INSERT INTO content_use (store_id, digest, last_used_at) VALUES (?, ?, ?)
+           ON CONFLICT (store_id, digest) DO UPDATE SET last_used_at = excluded.last_used_at"""
+
 
 class Holdings:
     """Who holds what in one data directory. Safe to share among threads."""
@@ -38,6 +41,7 @@ class Holdings:
         timeout: Timeout = None,
     ) -> None:
         self.paths = paths
+        self.timeout = timeout
         self.registry = registry or Registry(paths, clock=clock, timeout=timeout)
         self.pins = Pins(paths)
         self.store = Store(paths, artifacts, timeout=timeout, clock=clock)
@@ -46,30 +50,29 @@ class Holdings:
     # ── leases ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def provided(self, made: list[Artifact], wanted: list[Artifact], holder: str | None) -> None:
-        """Lets the registry know what was just made, and leases what was wanted to `holder`, once.
+        """Lets the registry know what was just made, and leases what was wanted to `holder`, without end and once.
 
         Raises NotProvisioned when a collection took one of them meanwhile.
         """
         if holder is not None:
             ids = {id_of(artifact) for artifact in wanted}
-            if not any(ids <= {*lease.asset_ids} for lease in self.leases(holder)):
+            if not any(ids <= {*lease.asset_ids} and lease.expires_at is None for lease in self.leases(holder)):
                 self.registrar.hold(wanted, holder)
         elif made:
             self.learn(made)
 
     def learn(self, made: Iterable[Artifact] | None = None) -> None:
         """Registers what was made (None: whatever is missing); a registry that cannot be reached learns it later."""
-        try:
+        with self._telling_later("what was made"):
             if made is None:
                 self.registrar.sync()
             else:
                 self.registrar.register(made)
-        except StoreError as error:
-            log.warning("the next collection will register what was made: %s", error.summary)
 
     def leases(self, holder: str | None = None) -> tuple[Lease, ...]:
-        """The live leases, without those that stand for pins."""
-        every = self.registry.leases.list(now=self.registry.clock(), holder=holder)
+        """The live leases on what is here, without those that stand for pins."""
+        store_id = self.registry.store_id
+        every = self.registry.leases.list(now=self.registry.clock(), holder=holder, store_id=store_id)
         return tuple(lease for lease in every if not lease.holder.startswith(PINNED))
 
     def release_all(self, holder: str) -> int:
@@ -84,6 +87,17 @@ class Holdings:
                 count += 1
         return count
 
+    def used(self, digest: str) -> None:
+        """Notes that an image was asked for: the longest unused go first. Without a registry, or where that may not be
+        written, when it was pulled has to do."""
+        try:
+            if self.registry.existing() is not None:
+                store_id, now = self.registry.store_id, self.registry.now()
+                with self.registry.database.writing() as transaction:
+                    transaction.execute(_USED, (store_id, digest, now))
+        except StoreError as error:
+            log.debug("the use of %s is not noted: %s", digest, error.summary)
+
     # ── pins ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def pin(
@@ -93,18 +107,19 @@ class Holdings:
 
         Raises SnapshotMismatch for a name that holds something else, NotProvisioned, IntegrityError, UsageError.
         """
-        kernel, initrd = (_pinned(artifact) for artifact in artifacts)
-        pin = Pin(name, kernel, initrd, utc(self.registry.clock()), hypervisor, dict(labels))
         self.store.layout.create()
         with self.store.layout.exclusively():
-            for file in pin.files:  # a collection may just have taken them
-                self.store.artifacts.check(self.store.artifacts.load(file.kind, file.version, file.arch))
+            # a collection may just have taken them
+            kernel, initrd = (self.store.artifacts.load(each.kind, each.version, each.arch) for each in artifacts)
+            for artifact in (kernel, initrd):
+                self.store.artifacts.check(artifact)
+            pin = Pin(name, _pinned(kernel), _pinned(initrd), utc(self.registry.clock()), hypervisor, dict(labels))
             if name in self.pins.names():
                 pin = _require_same(self.pins.get(name), pin)
             else:
                 self.pins.write(pin)
-        self.registrar.register(self.store.artifacts.load(file.kind, file.version, file.arch) for file in pin.files)
-        self.registrar.index(pin)
+            with self._telling_later(f"that {name} is pinned"):
+                self.registrar.index(pin)
         return pin
 
     def unpin(self, name: str) -> None:
@@ -112,8 +127,16 @@ class Holdings:
         self.store.layout.create()
         with self.store.layout.exclusively():
             self.pins.remove(name)
-        for lease in self.registry.leases.list(now=self.registry.clock(), lease_id=f"{PINNED}{name}"):
-            self.registry.leases.release(lease.id, now=self.registry.clock())
+            with self._telling_later(f"that {name} is unpinned"):
+                self.registrar.unindex(name)
+
+    @contextlib.contextmanager
+    def _telling_later(self, what: str) -> Iterator[None]:
+        """A registry that cannot be reached learns at the next collection what is on disk."""
+        try:
+            yield
+        except StoreError as error:
+            log.warning("the next collection will let the registry know %s: %s", what, error.summary)
 
 
 def _pinned(artifact: Artifact) -> PinnedFile:
@@ -127,7 +150,9 @@ def _require_same(known: Pin, wanted: Pin) -> Pin:
     """`known`, which holds the same as `wanted`. Raises SnapshotMismatch."""
     differences: dict[str, tuple[object, object]] = {}
     for before, now in zip(known.files, wanted.files, strict=True):
-        if (before.version, before.arch, before.sha256) != (now.version, now.arch, now.sha256):
+        # an initrd that another compressor made again is the same
+        contents = [(file.version, file.arch, file.content_sha256 or file.sha256) for file in (before, now)]
+        if contents[0] != contents[1]:
             differences[before.kind] = (f"{before.version} ({before.arch})", f"{now.version} ({now.arch})")
     if known.hypervisor != wanted.hypervisor:
         differences["hypervisor"] = (known.hypervisor, wanted.hypervisor)

@@ -1,37 +1,28 @@
-"""What is kept in one data directory and why; what is brought back, and what goes."""
+"""What is kept in one data directory and why, and what goes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from pydantic import ValidationError
 
-from systemfiles.bootfiles import BootFiles, InitrdFile, KernelFile
-from systemfiles.content.artifacts import Artifact
 from systemfiles.content.sweep import size_of
 from systemfiles.foundation.catalog import Catalog, Retention
-from systemfiles.foundation.errors import (
-    IntegrityError,
-    LeasesLost,
-    SnapshotMismatch,
-    StoreError,
-    SystemFilesError,
-    UsageError,
-)
+from systemfiles.foundation.errors import LeasesLost, StoreError, SystemFilesError, UsageError
+from systemfiles.foundation.lock import locked
 from systemfiles.foundation.lockfile import read_lock
-from systemfiles.foundation.paths import INITRD, KERNEL
+from systemfiles.foundation.units import human_size
 from systemfiles.provision.provisioner import Provisioner
 from systemfiles.registry.tombstones import Tombstones
-from systemfiles.retention.collection import Collector, Gone
+from systemfiles.retention.collection import Collector, Seen
 from systemfiles.retention.eviction import Evictor
+from systemfiles.retention.forecast import Forecast
 from systemfiles.retention.holdings import Holdings
-from systemfiles.retention.pins import PinnedFile
+from systemfiles.retention.outcome import UNHELD, Gone, Outcome
 from systemfiles.retention.reasons import Explanation, Facts, Reasons, id_of, id_of_file, reasons
 from systemfiles.retention.registrar import PINNED, made_at
-from systemfiles.retention.restoring import restore
 
 _SHORTEST_DIGEST = 6
 
@@ -47,9 +38,19 @@ class Collection:
     bytes_freed: int
     problems: tuple[SystemFilesError, ...] = ()
 
+    def told(self, *, dry_run: bool = False) -> str:
+        """A line for each thing that went, or would go, and what that gains."""
+        verb = "would go" if dry_run else "removed"
+        lines = [
+            f"{verb}: {each.what} ({each.why}{f'; last held by {each.last_held_by}' if each.last_held_by else ''})"
+            for each in self.gone
+        ]
+        gain = f"{human_size(self.bytes_freed)} {'would be freed' if dry_run else 'freed'}"
+        return "\n".join([*lines, gain if self.gone or self.bytes_freed else "nothing to collect"])
+
 
 class Keeper:
-    """Restores and collects in one data directory. Safe to share among threads."""
+    """Collects in one data directory, and explains that. Safe to share among threads."""
 
     def __init__(self, holdings: Holdings) -> None:
         self._paths = holdings.paths
@@ -57,6 +58,7 @@ class Keeper:
         self.registry = holdings.registry
         self.registrar = holdings.registrar
         self.pins = holdings.pins
+        self._timeout = holdings.timeout
 
     @cached_property
     def collector(self) -> Collector:
@@ -65,26 +67,6 @@ class Keeper:
     @cached_property
     def evictor(self) -> Evictor:
         return Evictor(self._paths, self.registry, self.registrar, self._store, self.pins)
-
-    def restore(
-        self,
-        pinned: str | Mapping[str, Any],
-        provisioner: Callable[[], Provisioner],
-        *,
-        hypervisor: str | None,
-        full: bool,
-    ) -> tuple[Artifact, Artifact]:
-        """What a pin or a record of boot files names. Raises as `SystemFiles.restore`."""
-        if not isinstance(pinned, str):
-            files = BootFiles.from_dict(pinned)
-            kernel, initrd = _recorded(files.kernel), _recorded(files.initrd)
-            return restore(provisioner, kernel, initrd, name="the record", full=full)
-        pin = self.pins.get(pinned)
-        if hypervisor is not None and hypervisor != pin.hypervisor:
-            differences = {"hypervisor": (pin.hypervisor or "none", hypervisor)}
-            subject = f"pin {pinned}"
-            raise SnapshotMismatch(subject, differences=differences, hint="restore it with the hypervisor on record")
-        return restore(provisioner, pin.kernel, pin.initrd, name=f"pin {pinned}", full=full)
 
     # ── collection ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -101,28 +83,70 @@ class Keeper:
 
         Raises LeasesLost, StoreError for a pin, a catalog or a lock that cannot be read: then nothing is removed.
         """
-        kept = self.reasons(catalog, rules)
         young = self.registry.now() - rules.grace
         if dry_run:
-            return self._would_collect(kept, young)
-        if accept_lost_leases:
-            self.registry.accept_lost_leases()
-        if self.registry.leases_lost:
-            raise LeasesLost(self.registry.database.where)
-        provisioner.sweep()
-        gone = [*self.collector.collect(kept, young=young)]
-        freed, problems = sum(each.size for each in gone), []
-        try:
-            gone += self.evictor.drop(self.evictor.idle(self.registrar.artifacts(), kept, young=young))
-            freed += self.evictor.sweep(young=young)
-            if rules.max_cache_bytes is not None:
-                evicted = [*self.evictor.evict(rules.max_cache_bytes, young=young)]
-                gone, freed = gone + evicted, freed + sum(each.size for each in evicted)
-        except (IntegrityError, StoreError) as error:
-            problems.append(error)
-        if gone:
+            if not accept_lost_leases:
+                self._require_leases()
+            forecast = Forecast(self.registry, self.registrar, self.collector, self.evictor)
+            kept = self.reasons(catalog, rules, young)
+            try:
+                return _told(forecast.collect(kept, young=young, max_cache_bytes=rules.max_cache_bytes))
+            except FileNotFoundError as error:
+                msg = f"{error.filename} went while it was looked at"
+                raise StoreError(msg, hint="a collection is at work: try again") from error
+        with locked(self._paths.lock("collection"), timeout=self._timeout):
+            outcome = Outcome()
+            with outcome.going_on():  # on a full disk it cannot be opened, and only read
+                assert self.registry.database
+            if not accept_lost_leases:
+                self._require_leases()
+            seen = self.collector.look()
+            kept = self.reasons(catalog, rules, young)
+            if accept_lost_leases:
+                self.registry.accept_lost_leases()
+            self._collect(provisioner, kept, seen, young, rules.max_cache_bytes, outcome)
+            return _told(outcome)
+
+    def _collect(
+        self,
+        provisioner: Provisioner,
+        kept: Reasons,
+        seen: Seen,
+        young: int,
+        max_cache_bytes: int | None,
+        outcome: Outcome,
+    ) -> None:
+        """One step after the other; what keeps one from being done does not keep the others."""
+        steps: list[Callable[[], object]] = [
+            provisioner.sweep,
+            lambda: self.collector.collect(kept, seen, young=young, outcome=outcome),
+            lambda: self.evictor.drop_idle(kept, young=young, outcome=outcome),
+            lambda: self.evictor.sweep(young=young, outcome=outcome),
+        ]
+        if max_cache_bytes is not None:
+            steps.append(lambda: self.evictor.evict(max_cache_bytes, young=young, outcome=outcome))
+        steps.append(lambda: self._write_manifest(provisioner))
+        for step in steps:
+            with outcome.going_on():
+                step()
+
+    def _write_manifest(self, provisioner: Provisioner) -> None:
+        """SHA256SUMS and our names in index.json; a collection that was killed may not have got there."""
+        provided = self._paths.sha256sums.exists() or any(True for _ in self.registrar.artifacts())
+        if provided and not provisioner.manifest_is_current():
             provisioner.write_manifest()
-        return Collection(tuple(gone), freed, tuple(problems))
+
+    def _require_leases(self) -> None:
+        """Raises LeasesLost as a collection would, without opening a registry that is not there."""
+        found = self.registry.look()
+        if found is None:
+            if self.registry.known_store() is not None:
+                raise LeasesLost(self._paths.registry)
+            return
+        database, store_id = found
+        with database.reading() as transaction:
+            if not transaction.rows("SELECT 1 FROM stores WHERE id = ? AND leases_lost = 0", (store_id,)):
+                raise LeasesLost(database.where)
 
     def rules(self, catalog: Catalog, **given: int | None) -> Retention:
         """The limits of the catalog, but for those that are given. Raises UsageError."""
@@ -134,15 +158,18 @@ class Keeper:
             msg = f"{fault['loc'][0]}: {fault['msg']}"
             raise UsageError(msg) from None
 
-    def reasons(self, catalog: Catalog, rules: Retention) -> Reasons:
-        """Why each artifact that is kept is kept; changes nothing. Raises StoreError, CatalogError."""
-        young = self.registry.now() - rules.grace
+    def reasons(self, catalog: Catalog, rules: Retention, young: int | None = None) -> Reasons:
+        """Why each artifact that is kept is kept; changes nothing. Raises StoreError, CatalogError.
+
+        `young` (UTC seconds) is when the grace period began, if that is already decided.
+        """
+        young = self.registry.now() - rules.grace if young is None else young
         lock = read_lock(self._paths.versions_lock)
         return reasons(self._facts(), self._store.layout, catalog, lock, keep_last=rules.keep_last, young=young)
 
-    def explain(self, subject: str, catalog: Catalog) -> tuple[Explanation, ...]:
+    def explain(self, subject: str, catalog: Catalog, rules: Retention) -> tuple[Explanation, ...]:
         """Why each thing that `subject` names is kept or would go. Raises UsageError when nothing is called that."""
-        kept = self.reasons(catalog, self.rules(catalog))
+        kept = self.reasons(catalog, rules)
         pinned = {id_of_file(file) for pin in self.pins if pin.name == subject for file in pin.files}
         digest = subject.removeprefix("sha256:")
         digest = digest if len(digest) >= _SHORTEST_DIGEST else ""
@@ -152,7 +179,7 @@ class Keeper:
             named = subject in (artifact.version, id_of(artifact)) or id_of(artifact) in pinned
             if named or any(each.startswith(digest or "-") for each in sums):
                 why = kept.get(id_of(artifact))
-                found.append(Explanation(id_of(artifact), why is not None, why or "held by nothing"))
+                found.append(Explanation(id_of(artifact), why is not None, why or UNHELD))
         found += self.evictor.explain(subject, digest)
         if not found:
             msg = f"nothing here is called {subject!r}"
@@ -165,42 +192,24 @@ class Keeper:
         rows: list[dict[str, str | int]] = []
         for artifact in self.registrar.artifacts():
             size = sum(facts.size for facts in artifact.files.values())
-            rows.append({"what": id_of(artifact), "size": size, "why": kept.get(id_of(artifact), "held by nothing")})
+            rows.append({"what": id_of(artifact), "size": size, "why": kept.get(id_of(artifact), UNHELD)})
         return rows + self.evictor.usage({str(row["what"]) for row in rows}), size_of(self._store.layout)
 
     def _facts(self) -> Facts:
         artifacts = tuple(self.registrar.artifacts())
         leases: dict[str, tuple[str, ...]] = {}
         used = {id_of(artifact): made_at(artifact) for artifact in artifacts}
-        database, store_id = self.registry.existing(), self.registry.known_store()
-        if database is not None and store_id is not None:
-            held, accessed = Tombstones(database, store_id).uses([*used], now=self.registry.now())
+        if found := self.registry.look():
+            # what is held may be gone from the disk, and still be brought back from the content store
+            ids = dict.fromkeys([*used, *self._store.layout.names()])
+            held, accessed = Tombstones(*found).uses([*ids], now=self.registry.now())
             leases = {
                 asset: tuple(who for who in holders if not who.startswith(PINNED)) for asset, holders in held.items()
             }
-            used |= accessed
+            # made again, it is younger than its row
+            used |= {asset: max(last, used.get(asset, 0)) for asset, last in accessed.items()}
         return Facts(artifacts, tuple(self.pins), {asset: who for asset, who in leases.items() if who}, used)
 
-    def _would_collect(self, kept: Reasons, young: int) -> Collection:
-        artifacts = [*self.registrar.artifacts()]
-        going = [artifact for artifact in artifacts if id_of(artifact) not in kept]
-        staying = [artifact for artifact in artifacts if id_of(artifact) in kept]
-        gone = [
-            Gone(id_of(artifact), "held by nothing", "", sum(facts.size for facts in artifact.files.values()))
-            for artifact in going
-        ]
-        database, store_id = self.registry.existing(), self.registry.known_store()
-        if database is not None and store_id is not None:
-            there = {id_of(artifact) for artifact in artifacts}
-            for batch in Tombstones(database, store_id).candidates(now=self.registry.now(), unused_since=young):
-                gone += [Gone(each.id, "held by nothing", "", 0) for each in batch if each.id not in there]
-        names = [*self.evictor.idle(staying, kept, young=young)]
-        gone += [Gone(name, why, "", 0) for name, why in names]
-        dropped = {name for name, _ in names} | {id_of(artifact) for artifact in going}
-        return Collection(tuple(gone), self.evictor.would_free(staying, dropped, young=young))
 
-
-def _recorded(file: KernelFile | InitrdFile) -> PinnedFile:
-    """What a record of boot files names; of how it was made it says nothing."""
-    kind, content = (INITRD, file.content_sha256) if isinstance(file, InitrdFile) else (KERNEL, None)
-    return PinnedFile(kind, file.version, file.arch, file.sha256, file.size, {"files": {}}, content)
+def _told(outcome: Outcome) -> Collection:
+    return Collection(tuple(outcome.gone), outcome.freed, tuple(outcome.problems))

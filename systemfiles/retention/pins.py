@@ -114,7 +114,9 @@ class Pins:
     def names(self) -> list[str]:
         """All names, sorted."""
         try:
-            return sorted(path.stem for path in self._paths.pins.glob("*.json"))
+            return sorted(path.stem for path in self._paths.pins.iterdir() if path.suffix == ".json")
+        except FileNotFoundError:
+            return []
         except OSError as error:
             msg = f"{self._paths.pins} cannot be listed ({error.strerror})"
             raise StoreError(msg) from error
@@ -126,6 +128,9 @@ class Pins:
                 yield self.get(name)
             except PinNotFound:
                 continue  # removed meanwhile
+            except UsageError as error:
+                msg = f"{self._paths.pins / name}.json is no pin: {error.summary}"
+                raise StoreError(msg, hint="move it away: nothing is collected while it is there") from error
 
     def write(self, pin: Pin) -> None:
         """Makes it durable. Call it under the content store's lock. Raises UsageError, StoreError."""

@@ -133,7 +133,8 @@ def _newest(facts: Facts, keep_last: int) -> Iterator[tuple[str, str]]:
     for (kind, arch), group in groups.items():
         newest = sorted(group, key=lambda artifact: (str(artifact.record.get("created_at")), artifact.version))
         for artifact in newest[len(newest) - keep_last :] if keep_last else ():
-            yield id_of(artifact), f"one of the {keep_last} newest {kind}s for {arch}"
+            which = "the newest" if keep_last == 1 else f"one of the {keep_last} newest"
+            yield id_of(artifact), f"{which} {kind}{'s' * (keep_last > 1)} for {arch}"
 
 
 def _young(facts: Facts, young: int) -> Iterator[tuple[str, str]]:

@@ -9,11 +9,18 @@ from __future__ import annotations
 import calendar
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.content.store import Store
-from systemfiles.foundation.errors import AssetExists, AssetNotFound, IntegrityError, NotProvisioned
+from systemfiles.foundation.errors import (
+    AssetExists,
+    AssetNotFound,
+    IntegrityError,
+    LeaseNotFound,
+    NotProvisioned,
+    UsageError,
+)
 from systemfiles.foundation.paths import KERNEL, KINDS, Paths
 from systemfiles.registry.assets import Asset, AssetType, insert, locate
 from systemfiles.registry.leases import Lease
@@ -22,7 +29,9 @@ from systemfiles.retention.pins import Pin, Pins
 from systemfiles.retention.reasons import id_of, id_of_file
 
 PINNED = "pin:"
-"""How the lease begins by which the registry knows of a pin; what comes behind it is the pin's name."""
+"""How the holder begins by which the registry knows of a pin; what comes behind it is the pin's name."""
+_GONE = (NotProvisioned, IntegrityError)
+_TRIES = 20
 
 
 class Registrar:
@@ -40,7 +49,7 @@ class Registrar:
             for version, arch in self._store.artifacts.versions(kind):
                 try:
                     yield self._store.artifacts.load(kind, version, arch)
-                except (IntegrityError, NotProvisioned):
+                except _GONE:
                     continue
 
     def register(self, artifacts: Iterable[Artifact]) -> None:
@@ -54,36 +63,75 @@ class Registrar:
         self, artifacts: Iterable[Artifact], holder: str, *, ttl: float | None = None, lease_id: str | None = None
     ) -> Lease:
         """A lease on all of these, or on none. Raises NotProvisioned for one that is gone, UsageError, StoreError."""
+        if holder.startswith(PINNED):
+            msg = f"{holder!r:.300} cannot be the holder of a lease"
+            raise UsageError(msg, details=[("reserved", f"names that begin with {PINNED!r}")])
         every = [*artifacts]
-        registry, ids = self._registry, [*map(id_of, every)]
-        while True:
-            try:
-                return registry.leases.acquire(
-                    ids, holder, now=registry.clock(), ttl=ttl, store_id=registry.store_id, lease_id=lease_id
-                )
-            except AssetNotFound:
-                self.register(every)  # which ends this when one of them was collected
+        return self._acquire([*map(id_of, every)], holder, lambda: self.register(every), ttl=ttl, lease_id=lease_id)
 
     def index(self, pin: Pin) -> None:
-        """Lets the registry know of a pin, so that who asks it for an asset's holders is told."""
-        lease_id, ids = f"{PINNED}{pin.name}", [*map(id_of_file, pin.files)]
-        now, store_id = self._registry.clock(), self._registry.store_id
-        if not self._registry.leases.list(now=now, lease_id=lease_id):
-            self._registry.leases.acquire(ids, lease_id, now=now, store_id=store_id, lease_id=lease_id)
+        """Lets the registry know of a pin, so that who asks it for an asset's holders is told.
+
+        Call it inside the content store's `exclusively`. Raises NotProvisioned for a file that is gone, StoreError.
+        """
+        ids, lease_id = [*map(id_of_file, pin.files)], self._lease_of(pin.name)
+        for lease in self._registry.leases.list(now=self._registry.clock(), lease_id=lease_id):
+            if {*lease.asset_ids} == {*ids}:
+                return
+            self.unindex(pin.name)
+        self._acquire(ids, f"{PINNED}{pin.name}", lambda: self._insert_all(pin), lease_id=lease_id)
+
+    def unindex(self, name: str) -> None:
+        """Lets the registry forget a pin. Call it inside the content store's `exclusively`. Raises StoreError."""
+        with contextlib.suppress(LeaseNotFound):
+            self._registry.leases.release(self._lease_of(name), now=self._registry.clock())
 
     def sync(self) -> None:
         """Adds what the registry lacks: rows of artifacts, leases for pins; and drops the leases of pins that went."""
         known = self._known()
-        self.register([artifact for artifact in self.artifacts() if id_of(artifact) not in known])
-        indexed = {lease.id for lease in self._registry.leases.list(now=self._registry.clock(), prefix=PINNED)}
-        pins = {f"{PINNED}{pin.name}": pin for pin in self._pins}
-        for lease_id in sorted(pins.keys() - indexed):
+        for artifact in self.artifacts():
+            if id_of(artifact) not in known:
+                with contextlib.suppress(*_GONE):  # meanwhile
+                    self.register([artifact])
+        with self._store.layout.exclusively():
+            pins = {pin.name: pin for pin in self._pins}
+            now, store_id = self._registry.clock(), self._registry.store_id
+            for lease in self._registry.leases.list(now=now, prefix=PINNED, store_id=store_id):
+                name = lease.holder.removeprefix(PINNED)
+                if lease.id == self._lease_of(name) and name not in pins:
+                    self.unindex(name)
+            for pin in pins.values():
+                with contextlib.suppress(*_GONE):  # `restore` may bring it back
+                    self.index(pin)
+
+    def _lease_of(self, pin: str) -> str:
+        """The id of the lease that stands for a pin; others who share the registry have pins of their own."""
+        return f"{PINNED}{self._registry.store_id}:{pin}"
+
+    def _acquire(
+        self,
+        ids: list[str],
+        holder: str,
+        add_rows: Callable[[], object],
+        *,
+        ttl: float | None = None,
+        lease_id: str | None = None,
+    ) -> Lease:
+        """`add_rows` ends this by an error when one of these is not here; what is here may be condemned meanwhile."""
+        registry = self._registry
+        for _ in range(_TRIES):
             try:
-                self.index(pins[lease_id])
-            except AssetNotFound:
-                continue  # its files are gone; `restore` may bring them back
-        for lease_id in sorted(indexed - pins.keys()):
-            self._registry.leases.release(lease_id, now=self._registry.clock())
+                return registry.leases.acquire(
+                    ids, holder, now=registry.clock(), ttl=ttl, store_id=registry.store_id, lease_id=lease_id
+                )
+            except AssetNotFound as error:
+                missing = error
+                add_rows()
+        raise missing  # somebody has marked it as not available
+
+    def _insert_all(self, pin: Pin) -> None:
+        for file in pin.files:
+            self._insert(self._store.artifacts.load(file.kind, file.version, file.arch))
 
     def _known(self) -> set[str]:
         with self._registry.database.reading() as transaction:

@@ -1,131 +1,98 @@
-"""Bringing back what a pin or a VM's record names: as it is, from its blobs, from a registry, or from its origin."""
+"""What a pin, or a VM's own record of its boot files, names: exactly that content, or an error that says what differs.
+
+The start of a VM from a snapshot waits for this, so as long as the files are intact nothing heavy is imported, no
+catalog is read, and nothing is written that matters.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from systemfiles.content.artifacts import Artifact
-from systemfiles.content.layout import Descriptor
-from systemfiles.content.store import layout_name
-from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import (
-    IntegrityError,
-    NotProvisioned,
-    SnapshotMismatch,
-    SourceUnavailable,
-    SystemFilesError,
-)
-from systemfiles.foundation.paths import INITRD
-from systemfiles.provision.provisioner import Provisioner
-from systemfiles.provision.site import BLOB
-from systemfiles.retention.pins import PinnedFile
+from systemfiles.bootfiles import BootFiles, InitrdFile, KernelFile
+from systemfiles.content.artifacts import Artifact, Artifacts
+from systemfiles.content.store import identity_of
+from systemfiles.foundation.errors import IntegrityError, NotProvisioned, SnapshotMismatch
+from systemfiles.foundation.paths import INITRD, KERNEL
+from systemfiles.retention.pins import PinnedFile, Pins
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from systemfiles.provision.provisioner import Provisioner
+
+Differences = dict[str, tuple[object, object]]
+
+ELSEWHERE = "a version has one content for ever: what is here under that name came from elsewhere"
 
 
 def restore(
-    provisioner: Callable[[], Provisioner], kernel: PinnedFile, initrd: PinnedFile, *, name: str, full: bool
+    pinned: str | Mapping[str, Any],
+    pins: Pins,
+    artifacts: Artifacts,
+    provisioner: Callable[[], Provisioner],
+    *,
+    hypervisor: str | None = None,
+    full: bool = False,
 ) -> tuple[Artifact, Artifact]:
-    """Both artifacts, intact and with the bytes on record; `full` reads every byte of them.
+    """The kernel and the initrd that a pin or a record of boot files names, intact. Raises as `SystemFiles.restore`."""
+    if isinstance(pinned, str):
+        pin = pins.get(pinned)
+        name, recorded, (kernel, initrd) = f"pin {pinned}", pin.hypervisor, pin.files
+    else:
+        boot = BootFiles.from_dict(pinned)
+        name, recorded, (kernel, initrd) = "the record", pinned.get("hypervisor"), (_named(part) for part in boot)
+    different: Differences = {}
+    if hypervisor not in (None, recorded):
+        different["hypervisor"] = (recorded or "none", hypervisor)
+    for file in (kernel, initrd):
+        different |= _differences_on_disk(file, artifacts)
+    if different:
+        raise SnapshotMismatch(name, differences=different, hint=None if "hypervisor" in different else ELSEWHERE)
+    try:
+        return as_it_is(kernel, artifacts, full=full), as_it_is(initrd, artifacts, full=full)
+    except (NotProvisioned, IntegrityError):
+        from systemfiles.retention.recovery import Recovery
 
-    Raises SnapshotMismatch when a version is another content here, SourceUnavailable when something is gone for good.
+        recovery = Recovery(artifacts, provisioner(), name=name, full=full)
+        return recovery.provide(kernel), recovery.provide(initrd, kernel)
+
+
+def as_it_is(wanted: PinnedFile, artifacts: Artifacts, *, full: bool, whole: bool = False) -> Artifact:
+    """The artifact that is on disk, if it is the one that is wanted; `full` reads every byte of what a VMM is given.
+
+    With `whole` all files of it must be intact. Raises NotProvisioned, IntegrityError.
     """
-    found = _Restorer(provisioner, name, full)
-    booted = found.restore(kernel, lambda maker: maker.kernels.provide(kernel.version, kernel.arch).artifact)
-    return booted, found.restore(
-        initrd, lambda maker: maker.initrds.provide(initrd.version, booted, initrd.arch).artifact
-    )
+    artifact = artifacts.load(wanted.kind, wanted.version, wanted.arch)
+    artifacts.check(artifact, *(artifact.files if whole else ()))
+    if full:
+        for problem in artifacts.verify(artifact, artifact.file):
+            raise problem
+    if artifact.files[artifact.file].sha256 != wanted.sha256:
+        # An initrd that another zlib compressed may still be the same; so far that is only what its record says.
+        from systemfiles.recipes.initrd import check_content
+
+        check_content(artifact.path, identity(wanted), subject=artifact.path)
+    return artifact
 
 
-class _Restorer:
-    def __init__(self, provisioner: Callable[[], Provisioner], name: str, full: bool) -> None:
-        self._make = provisioner
-        self._made: Provisioner | None = None
-        self._name = name
-        self._full = full
-
-    @property
-    def _provisioner(self) -> Provisioner:
-        self._made = self._made or self._make()
-        return self._made
-
-    def restore(self, wanted: PinnedFile, make_again: Callable[[Provisioner], Artifact]) -> Artifact:
-        """The artifact as it is, else by the cheapest way that works."""
-        try:
-            return self._as_it_is(wanted)
-        except (NotProvisioned, IntegrityError) as error:
-            log.warning("%s %s (%s) is brought back: %s", wanted.kind, wanted.version, wanted.arch, error.summary)
-            tried = [("the files here", error.summary)]
-        ways: dict[str, Callable[[], object]] = {
-            "the content store": lambda: self._from_blobs(wanted),
-            **{
-                f"registry {registry}": lambda registry=registry: self._from_registry(wanted, registry)  # type: ignore[misc]
-                for registry in self._provisioner.registries
-            },
-            "the origin": lambda: make_again(self._provisioner),
-        }
-        for where, way in ways.items():
-            try:
-                way()
-                artifact = self._as_it_is(wanted)
-            except SnapshotMismatch:
-                raise
-            except SystemFilesError as error:
-                tried.append((where, error.summary))
-                continue
-            self._provisioner.write_manifest()
-            return artifact
-        subject = f"{wanted.kind} {wanted.version} ({wanted.arch}), which {self._name} names,"
-        raise SourceUnavailable(
-            subject,
-            tried=tried,
-            wanted="brought back",
-            hint=f"it needs the file with the sha256 {wanted.sha256} ({wanted.size} bytes)",
-        )
-
-    def _as_it_is(self, wanted: PinnedFile) -> Artifact:
-        """Raises NotProvisioned, IntegrityError; SnapshotMismatch for another content under this version."""
-        artifacts = self._provisioner.store.artifacts
-        artifact = artifacts.load(wanted.kind, wanted.version, wanted.arch)
-        here = artifact.files[artifact.file].sha256
-        same = here == wanted.sha256
-        if wanted.kind == INITRD and not same:  # compressed by another zlib, it is still the same
-            here, same = artifact.record["content_sha256"], artifact.record["content_sha256"] == wanted.content_sha256
-        if not same:
-            recorded = wanted.content_sha256 if wanted.kind == INITRD else wanted.sha256
-            raise SnapshotMismatch(self._name, differences={f"{wanted.kind} {wanted.version}": (recorded, here)})
-        artifacts.check(artifact)
-        if self._full:
-            for problem in artifacts.verify(artifact, artifact.file):
-                raise problem
-        return artifact
-
-    def _from_blobs(self, wanted: PinnedFile) -> None:
-        """From what the content store holds under its name, or under the digests on record."""
-        provisioner = self._provisioner
-        if provisioner.recover(wanted.kind, wanted.version, wanted.arch):
-            return
-        files = _descriptors(wanted.record)
-        layout = provisioner.store.layout
-        for file in files.values():
-            if not layout.intact(file.digest, file.size):
-                raise IntegrityError(
-                    layout.blob(file.digest), expected=f"{file.size} bytes", got="not these", consequence="it is no use"
-                )
-        provisioner.put_together(wanted.record, files)
-
-    def _from_registry(self, wanted: PinnedFile, registry: str) -> None:
-        provisioner = self._provisioner
-        name = layout_name(wanted.kind, wanted.version, wanted.arch)
-        provisioner.images.fetch(f"{registry}/{wanted.kind}:{wanted.version}", wanted.arch, name=name)
-        if not provisioner.recover(wanted.kind, wanted.version, wanted.arch):
-            raise NotProvisioned(wanted.kind, wanted.version, wanted.arch.value, looked_in=registry)
+def identity(file: PinnedFile) -> str:
+    """What `identity_of` its record must be."""
+    return file.content_sha256 or file.sha256
 
 
-def _descriptors(record: Mapping[str, Any]) -> dict[str, Descriptor]:
-    return {
-        name: Descriptor(BLOB, Digest.from_hex(facts["sha256"]), facts["size"])
-        for name, facts in record["files"].items()
-    }
+def differences(wanted: PinnedFile, record: Mapping[str, Any]) -> Differences:
+    """How the content that a record tells of differs from the one that is wanted."""
+    recorded, here = identity(wanted), identity_of(record)
+    return {} if recorded == here else {f"{wanted.kind} {wanted.version} ({wanted.arch})": (recorded, here)}
+
+
+def _differences_on_disk(wanted: PinnedFile, artifacts: Artifacts) -> Differences:
+    try:
+        return differences(wanted, artifacts.load(wanted.kind, wanted.version, wanted.arch).record)
+    except (NotProvisioned, IntegrityError):
+        return {}
+
+
+def _named(file: KernelFile | InitrdFile) -> PinnedFile:
+    """What a record of boot files names; of how it was made it says nothing."""
+    kind, content = (INITRD, file.content_sha256) if isinstance(file, InitrdFile) else (KERNEL, None)
+    return PinnedFile(kind, file.version, file.arch, file.sha256, file.size, {"files": {}}, content)

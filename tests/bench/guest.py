@@ -57,4 +57,4 @@ def _times(host: Host, machine: Machine) -> Iterator[Row]:
     what = f"init to entrypoint, {machine}"
     yield compared(what, beside(speed.PLAIN), "plain script, sleep 0.5, set -x", most=0.35)
     yield compared(what, beside(speed.QUICK), "plain script", most=0.75)
-    yield compared(f"{what}, no modules to load", beside(speed.QUICK, built_in=True), "plain script")
+    yield compared(f"{what}, built-in drivers", beside(speed.QUICK, built_in=True), "plain script")

@@ -5,6 +5,7 @@ Numbers are those of linux/arch/x86/entry/syscalls/syscall_64.tbl and include/ua
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 FICLONE = 0x40049409
+_LOCKING = (fcntl.F_SETLK, fcntl.F_SETLKW, fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW)
 _AT_FDCWD = -100
 _PAGE = 4096
 
@@ -40,6 +42,7 @@ _SHAPES = {
     "ioctl": Shape("clone", fd=0),
     "fallocate": Shape("write", fd=0),
     "flock": Shape("lock", fd=0),
+    "fcntl": Shape("lock", fd=0),
     "fsync": Shape("fsync", fd=0),
     "fdatasync": Shape("fsync", fd=0),
     "truncate": Shape("truncate", ((None, 0),)),
@@ -68,17 +71,17 @@ _SHAPES = {
 _NUMBERS = {
     "x86_64": {
         0: "read", 1: "write", 2: "open", 16: "ioctl", 17: "pread64", 18: "pwrite64", 20: "writev", 40: "sendfile",
-        44: "sendto", 73: "flock", 74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate", 82: "rename",
-        83: "mkdir", 84: "rmdir", 85: "creat", 86: "link", 87: "unlink", 88: "symlink", 90: "chmod", 91: "fchmod",
-        92: "chown", 93: "fchown", 217: "getdents64", 257: "openat", 258: "mkdirat", 260: "fchownat", 263: "unlinkat",
-        264: "renameat", 265: "linkat", 266: "symlinkat", 268: "fchmodat", 280: "utimensat", 285: "fallocate",
-        316: "renameat2", 326: "copy_file_range",
+        44: "sendto", 72: "fcntl", 73: "flock", 74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate",
+        82: "rename", 83: "mkdir", 84: "rmdir", 85: "creat", 86: "link", 87: "unlink", 88: "symlink", 90: "chmod",
+        91: "fchmod", 92: "chown", 93: "fchown", 217: "getdents64", 257: "openat", 258: "mkdirat", 260: "fchownat",
+        263: "unlinkat", 264: "renameat", 265: "linkat", 266: "symlinkat", 268: "fchmodat", 280: "utimensat",
+        285: "fallocate", 316: "renameat2", 326: "copy_file_range",
     },
     "aarch64": {
-        29: "ioctl", 32: "flock", 34: "mkdirat", 35: "unlinkat", 36: "symlinkat", 37: "linkat", 38: "renameat",
-        45: "truncate", 46: "ftruncate", 47: "fallocate", 52: "fchmod", 53: "fchmodat", 54: "fchownat", 55: "fchown",
-        56: "openat", 61: "getdents64", 63: "read", 64: "write", 66: "writev", 67: "pread64", 68: "pwrite64",
-        71: "sendfile", 82: "fsync", 83: "fdatasync", 88: "utimensat", 206: "sendto", 276: "renameat2",
+        25: "fcntl", 29: "ioctl", 32: "flock", 34: "mkdirat", 35: "unlinkat", 36: "symlinkat", 37: "linkat",
+        38: "renameat", 45: "truncate", 46: "ftruncate", 47: "fallocate", 52: "fchmod", 53: "fchmodat", 54: "fchownat",
+        55: "fchown", 56: "openat", 61: "getdents64", 63: "read", 64: "write", 66: "writev", 67: "pread64",
+        68: "pwrite64", 71: "sendfile", 82: "fsync", 83: "fdatasync", 88: "utimensat", 206: "sendto", 276: "renameat2",
         285: "copy_file_range",
     },
 }  # fmt: skip
@@ -102,6 +105,7 @@ CHANGING = CREATING | WRITING | {"fsync", "truncate", "rmdir", "unlink", "chmod"
 class Call:
     """One call that is about to be made: `actor` is "main", "thread" or "program"; paths are relative to the root."""
 
+    name: str
     verb: str
     paths: tuple[str, ...]
     actor: str
@@ -121,11 +125,12 @@ class Reader:
 
     def read(self, tid: int, number: int, args: tuple[int, ...]) -> Call | None:
         """The call; None when it is not about the root, or its process is gone."""
-        verb, paths, fd = _SHAPES[CALLS[number]]
+        name = CALLS[number]
+        verb, paths, fd = _SHAPES[name]
         try:
             if verb == "send":
-                return Call(verb, ("a socket",), self._actor(tid), tid, args)
-            if verb == "clone" and args[1] & 0xFFFFFFFF != FICLONE:
+                return Call(name, verb, ("a socket",), self._actor(tid), tid, args)
+            if not _changes(name, args[1] & 0xFFFFFFFF):
                 return None
             found = [self._target(tid, args[fd])] if fd is not None else []
             found += [self._path(tid, None if at is None else args[at], args[place]) for at, place in paths]
@@ -133,12 +138,10 @@ class Reader:
             return None
         if not any(path == self._root or path.startswith(f"{self._root}/") for path in found):
             return None
-        if verb == "open" and self._flags(number, args) & (os.O_CREAT | os.O_TRUNC):
+        if verb == "open" and args[2 if name == "openat" else 1] & (os.O_CREAT | os.O_TRUNC):
             verb = "create"
-        return Call(verb, tuple(os.path.relpath(path, self._root) for path in found), self._actor(tid), tid, args)
-
-    def _flags(self, number: int, args: tuple[int, ...]) -> int:
-        return args[2] if CALLS[number] == "openat" else args[1]
+        below = tuple(os.path.relpath(path, self._root) for path in found)
+        return Call(name, verb, below, self._actor(tid), tid, args)
 
     def _actor(self, tid: int) -> str:
         if tid == self._pid:
@@ -155,6 +158,11 @@ class Reader:
         here = at is None or _signed(at) == _AT_FDCWD
         base = str(Path(f"/proc/{tid}/cwd").readlink()) if here else self._target(tid, at or 0)
         return os.path.normpath(f"{base}/{path}")
+
+
+def _changes(name: str, command: int) -> bool:
+    """Whether a call that does what its second argument says does anything that counts here."""
+    return command in _LOCKING if name == "fcntl" else name != "ioctl" or command == FICLONE
 
 
 def memory(tid: int, place: int, size: int) -> bytes:

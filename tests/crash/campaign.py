@@ -2,7 +2,7 @@
 
 A point is written `scenario:action:n`, or `scenario:kill:n:m` for a run that is killed at its n-th call and the next
 run, on what is left, at its m-th. After each, the directory is checked as it lies there; then the scenario runs again,
-undisturbed, and must end as if nothing had been.
+undisturbed, and must end as if nothing had been. Where there are holds, a collection runs on what is left as well.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import elftools.elf.elffile  # noqa: F401  # imported once here instead of in every child
+import alembic.command  # noqa: F401  # imported once here instead of in every child
+import elftools.elf.elffile  # noqa: F401
 import libarchive  # noqa: F401
 import requests  # noqa: F401
+import sqlalchemy.dialects.sqlite  # noqa: F401
 from doit.cmd_base import ModuleTaskLoader  # noqa: F401
 
 import systemfiles
-from tests.crash import checker
-from tests.crash.calls import Call
-from tests.crash.checker import Problem, State
+from tests.crash import checker, verdicts
+from tests.crash.checker import Problem
+from tests.crash.holding import COLLECT
 from tests.crash.inject import ACTIONS, Injection, Outcome, run, run_freely
-from tests.crash.scenarios import INTERRUPTED, PUSHED, RESOLVE, SCENARIOS, Run, Scenario, prepare
+from tests.crash.running import Run, Scenario
+from tests.crash.scenarios import PUSHED, RESOLVE, SCENARIOS, prepare
+from tests.crash.verdicts import Measure
 from tests.crash.world import World, copy_data_dir
 
 KILLS = ("kill", "kill-program")
 FAULTS = tuple(action for action in ACTIONS if action not in KILLS)
 _SEED = 4
 _MOST_OF_A_KIND = 150
-_FULL_DISK = ("ENOSPC", "EDQUOT", "full")
-_CLEANING = {"unlink", "rmdir", "open", "list"}
 
 
 @dataclass(frozen=True, order=True)
@@ -57,17 +59,6 @@ class Point:
 
     def __str__(self) -> str:
         return f"{self.scenario}:{self.action}:{self.n}" + (f":{self.again}" if self.again else "")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A scenario that nothing disturbs: before and after, how it ended, and how many calls each action could strike."""
-
-    before: State
-    after: State
-    status: int | None
-    counts: dict[str, int]
-    problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,7 @@ def _measure_once(world: World, name: str, tag: str) -> Measure:
         outcome = run(partial(scenario.run, Run(world, disk / "data", tag)), disk, scratch)
         after = checker.read(disk / "data")
         counts = {action: outcome.count(action) for action in ACTIONS}
-        problems = [*_new(before, after), *checker.losses(before, after)]
+        problems = [*verdicts.new(before, after), *checker.losses(before, after, scenario.goes)]
         if outcome.status not in (0, 1) or "Traceback" in outcome.stderr or after.left:
             problems.append(Problem("undisturbed", f"{outcome.status} {after.left} {outcome.stdout}{outcome.stderr}"))
         return Measure(before, after, outcome.status, counts, tuple(problems))
@@ -132,18 +123,25 @@ def strike(world: World, measured: Measure, point: Point) -> Result:
     tag = str(point).replace(":", "-").lower()
     with _case(world, point.scenario, tag) as (scenario, disk, scratch):
         outcome = _run(scenario, world, disk, scratch, tag, Injection(point.action, point.n))
-        problems = [*_after(outcome, point, measured, checker.read(disk / "data"))]
+        problems = [*verdicts.at_first(outcome, scenario, point.action, measured, checker.read(disk / "data"))]
+        last = outcome
         if point.again:
             _age(disk)
-            _run(scenario, world, disk, scratch, tag, Injection(point.action, point.again))
-            problems += _invariants(measured, checker.read(disk / "data"))
+            last = _run(scenario, world, disk, scratch, tag, Injection(point.action, point.again))
+            problems += verdicts.invariants(scenario, measured, checker.read(disk / "data"))
         problems += _pushed(world, scenario, tag, whole=False)
-        if not measured.before.broken:
+        if not measured.before.broken and scenario.unheld is None:
             found = _run(RESOLVE, world, disk, scratch, tag)
             problems += [f"what is there does not resolve: {found.stderr}"] if found.status else []
         _age(disk)
+        if scenario.unheld is not None:
+            # on a copy, as it removes what is not held
+            copy_data_dir(disk, copy := disk.with_name("collected"))
+            _age(copy)
+            collection = _run(COLLECT, world, copy, scratch, tag)
+            problems += verdicts.collected(collection, last, scenario, measured, checker.read(copy / "data"))
         final = _run(scenario, world, disk, scratch, tag)
-        problems += _at_last(final, scenario, measured, checker.read(disk / "data"))
+        problems += verdicts.at_last(final, scenario, measured, checker.read(disk / "data"))
         problems += _pushed(world, scenario, tag, whole=True)
         stderr = final.stderr if final.status != measured.status else outcome.stderr
         struck = "; ".join(map(str, outcome.struck[:3]))
@@ -165,6 +163,7 @@ def _case(world: World, name: str, tag: str) -> Iterator[tuple[Scenario, Path, P
     (case / "output").mkdir(parents=True)
     try:
         copy_data_dir(world.base(scenario.base), case / "disk")
+        _age(case / "disk")
         yield scenario, case / "disk", case / "output"
     finally:
         shutil.rmtree(case)
@@ -176,74 +175,6 @@ def _run(
     """Runs a scenario on a disk: struck, or freely."""
     body = partial(scenario.run, Run(world, disk / "data", tag))
     return run(body, disk, scratch, injection) if injection else run_freely(body, scratch)
-
-
-def _after(outcome: Outcome, point: Point, measured: Measure, state: State) -> Iterator[str]:
-    """What is wrong as it lies there, and with how the run ended."""
-    yield from _invariants(measured, state)
-    if outcome.status is None:
-        yield "it hangs"
-    if ACTIONS[point.action].kills or not outcome.struck:
-        return
-    refused = INTERRUPTED if point.action == "SIGINT" else 1
-    if "Traceback" in outcome.stderr or outcome.status not in (measured.status, refused):
-        yield f"ended with status {outcome.status} and no typed error"
-    elif outcome.status != measured.status:
-        if not any(word in outcome.stderr for word in ("error: ", "interrupted")):
-            yield "failed and does not say why"
-        if point.action in _FULL_DISK and not _tells_of_space(outcome.stderr):
-            yield "a full disk, and it does not say where, what was needed, and what is free"
-    elif not outcome.stderr or point.action != "EIO":
-        yield from _same_answers(measured, state)  # what cannot be read may be left out, with a warning
-    if state.left and not any(map(_is_cleaning, outcome.struck)):
-        yield f"left {', '.join(state.left)}"
-
-
-def _is_cleaning(call: Call) -> bool:
-    """Whether it was the removal of something temporary that failed."""
-    return call.verb in _CLEANING and any(map(checker.TEMPORARY.fullmatch, call.paths[0].split("/")))
-
-
-def _tells_of_space(stderr: str) -> bool:
-    return all(word in stderr for word in ("no space left for /", "needed", "free"))
-
-
-def _invariants(measured: Measure, state: State) -> Iterator[str]:
-    for problem in (*_new(measured.before, state), *checker.losses(measured.before, state)):
-        yield str(problem)
-
-
-def _new(before: State, after: State) -> Iterator[Problem]:
-    """What is wrong and was not."""
-    return (problem for problem in after.problems if problem.subject not in before.broken)
-
-
-def _at_last(outcome: Outcome, scenario: Scenario, measured: Measure, state: State) -> Iterator[str]:
-    """What is wrong after an undisturbed run on what was left."""
-    if outcome.status != measured.status:
-        yield f"afterwards it ends with {outcome.status} instead of {measured.status}: {outcome.stderr[-2000:]}"
-    for problem in (*_new(measured.before, state), *checker.losses(measured.before, state)):
-        yield f"afterwards, {problem}"
-    yield from _same_answers(measured, state)
-    if scenario.sweeps and state.left:
-        yield f"afterwards, {', '.join(state.left)} is left"
-
-
-def _same_answers(measured: Measure, state: State) -> Iterator[str]:
-    for name in sorted({*measured.after.answers, *state.answers}):
-        expected, got = measured.after.answers.get(name), state.answers.get(name)
-        if expected != got:
-            yield f"{name} is another than without the disturbance: {_difference(got, expected)}"
-
-
-def _difference(got: object, expected: object) -> str:
-    """Where they differ, not how much they have in common."""
-    if isinstance(got, dict) and isinstance(expected, dict):
-        keys = [key for key in {**expected, **got} if got.get(key) != expected.get(key)]
-        return "; ".join(f"{key}: {_difference(got.get(key), expected.get(key))}" for key in keys)
-    if isinstance(got, list) and isinstance(expected, list):
-        return f"{[item for item in got if item not in expected]} for {[item for item in expected if item not in got]}"
-    return f"{got!r:.200} for {expected!r:.200}"
 
 
 def _pushed(world: World, scenario: Scenario, tag: str, *, whole: bool) -> Iterator[str]:

@@ -221,7 +221,7 @@ class _Supervisor:
         action = self._action
         assert action is not None
         first = len(self.outcome.struck) == 1
-        if action.short and first and call.verb == "write" and (size := call.args[2]) > 1:
+        if action.short and first and call.name in ("write", "pwrite64") and (size := call.args[2]) > 1:
             return _write_instead(call, size // 2), 0, 0
         if not action.error:
             return 0, 0, _CONTINUE  # a single byte cannot be halved
@@ -233,7 +233,7 @@ def _write_instead(call: Call, size: int) -> int:
     fd = _borrow(call.tid, call.args[0])
     try:
         data = memory(call.tid, call.args[1], size)
-        return os.write(fd, data)
+        return os.pwrite(fd, data, call.args[3]) if call.name == "pwrite64" else os.write(fd, data)
     finally:
         os.close(fd)
 

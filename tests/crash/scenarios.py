@@ -1,27 +1,20 @@
 """What is stopped: everything that changes a data directory, as an operator or a library caller does it.
 
-A scenario is a function that runs in a child process on a copy of a prepared directory. It returns an exit status, and
-says what went wrong on stderr, as the command line does.
+Leases, pins and collections are in holding.py.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-import os
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from systemfiles import SystemFiles, cli
 from systemfiles.content.artifacts import Artifacts
 from systemfiles.content.layout import Descriptor, Layout
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import NotProvisioned, StoreError, SystemFilesError
+from systemfiles.foundation.errors import NotProvisioned, StoreError
 from systemfiles.foundation.lockfile import PackagePin, editing_lock
 from systemfiles.foundation.paths import Paths
 from systemfiles.foundation.progress import silent
@@ -29,75 +22,19 @@ from systemfiles.provision.pull import Puller
 from systemfiles.provision.rolling import Resolved, Rolling
 from systemfiles.provision.site import Site
 from systemfiles.sources.oci import Repository
-from systemfiles.sources.transport import Answered, Interrupted, Unreachable
-from tests.crash.world import ARCH, NEW, OLD, World, add_foreign_image, copy_data_dir, overwrite
+from tests.crash import holding
+from tests.crash.running import Run, Scenario, calling, command
+from tests.crash.world import ARCH, NEW, World, add_foreign_image, copy_data_dir, overwrite
 
 PUSHED = "pushed"
-INTERRUPTED = 128 + signal.SIGINT
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: in `world`, on the data directory `data`; `tag` is its own among all runs."""
-
-    world: World
-    data: Path
-    tag: str
-
-    def system(self, profile: str = "packaged") -> SystemFiles:
-        return SystemFiles(self.data, catalog=self.world.catalog, profile=profile, arch=ARCH)
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What runs, on which prepared directory, and while apt knows which packages.
-
-    One that makes artifacts also `sweeps`: it removes what killed runs left.
-    """
-
-    name: str
-    base: str
-    body: Callable[[Run], int]
-    apt: str = OLD
-    sweeps: bool = False
-
-    def run(self, run: Run) -> int:
-        """Exit status. In a child of its own, as it changes the environment."""
-        os.environ["APT_CONFIG"] = str(run.world.apt(self.apt))
-        return self.body(run)
-
-
-def _command(*words: str) -> Callable[[Run], int]:
-    def body(run: Run) -> int:
-        place = ["--data-dir", str(run.data), "--catalog-file", str(run.world.catalog)]
-        return cli.main([*words, *place])
-
-    return body
 
 
 def _provision(profile: str, *words: str) -> Callable[[Run], int]:
-    return _command("provision", "--profile", profile, "--arch", ARCH, *words)
-
-
-def _calling(body: Callable[[Run], None]) -> Callable[[Run], int]:
-    """A library caller that tells of errors as the command line does."""
-
-    def called(run: Run) -> int:
-        try:
-            body(run)
-        except (SystemFilesError, Answered, Interrupted, Unreachable) as error:
-            sys.stderr.write(f"error: {error}\n")
-            return 1
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            return INTERRUPTED
-        return 0
-
-    return called
+    return command("provision", "--profile", profile, "--arch", ARCH, *words)
 
 
 def _add(run: Run) -> int:
-    return _command("add", "kernel", str(run.world.kernel), "--version", "local-1", "--arch", ARCH)(run)
+    return command("add", "kernel", str(run.world.kernel), "--version", "local-1", "--arch", ARCH)(run)
 
 
 def _recover(run: Run) -> int:
@@ -175,7 +112,7 @@ def _resolve(run: Run) -> None:
         raise StoreError(msg)
 
 
-RESOLVE = Scenario("resolve", "", _calling(_resolve))
+RESOLVE = Scenario("resolve", "", calling(_resolve))
 
 
 def _scenarios() -> Iterator[Scenario]:
@@ -185,14 +122,14 @@ def _scenarios() -> Iterator[Scenario]:
     yield Scenario("relock", "without-lock", _provision("packaged"))
     yield Scenario("recover", "without-artifacts", _recover, sweeps=True)
     yield Scenario("add", "full", _add, sweeps=True)
-    yield Scenario("verify", "damaged", _command("verify"))
-    if "repair" in inspect.signature(SystemFiles.verify).parameters:
-        yield Scenario("repair", "damaged", _command("verify", "--repair"), sweeps=True)
-    yield Scenario("pull", "full", _calling(_pull))
-    yield Scenario("push", "full", _calling(_push))
-    yield Scenario("name", "full", _calling(_name))
-    yield Scenario("reassert", "rewritten", _calling(_reassert), sweeps=True)
-    yield Scenario("settle", "full", _calling(_settle))
+    yield Scenario("verify", "damaged", command("verify"))
+    yield Scenario("repair", "damaged", command("verify", "--repair"), sweeps=True)
+    yield Scenario("pull", "full", calling(_pull))
+    yield Scenario("push", "full", calling(_push))
+    yield Scenario("name", "full", calling(_name))
+    yield Scenario("reassert", "rewritten", calling(_reassert), sweeps=True)
+    yield Scenario("settle", "full", calling(_settle))
+    yield from holding.scenarios()
 
 
 SCENARIOS = {scenario.name: scenario for scenario in _scenarios()}
@@ -216,6 +153,7 @@ def prepare(world: World, provision: Callable[[Scenario, Path], None]) -> None:
         shutil.rmtree(lost / "system" / kind)
     overwrite(_disk(world, "damaged", "full") / "system" / "kernel" / "pinned-1" / ARCH / "vmlinux")
     _forget_ours(_disk(world, "rewritten", "full") / "system" / "oci-cache" / "index.json")
+    holding.prepare(world, provision)
 
 
 def _disk(world: World, name: str, source: str | None) -> Path:

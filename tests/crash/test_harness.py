@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
 import threading
@@ -17,9 +20,10 @@ import pytest
 from tests.crash import checker
 from tests.crash.conftest import Campaign
 from tests.crash.inject import Injection, Outcome, run
+from tests.crash.scenarios import SCENARIOS
 from tests.crash.world import copy_data_dir, overwrite
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 # --- striking ---
@@ -105,6 +109,40 @@ def test_a_full_disk_takes_half_of_a_write_and_then_nothing(campaigning: Campaig
     assert [call.verb for call in outcome.struck] == ["write", "write", "rename"]
 
 
+def _database(root: Path) -> int:
+    """Commits to a database that is new, and writes a part of a file at a place in it."""
+    with contextlib.closing(sqlite3.connect(root / "base", isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("CREATE TABLE one (two TEXT)")
+    fd = os.open(root / "file", os.O_WRONLY | os.O_CREAT)
+    written = os.pwrite(fd, b"x" * 100, 10)
+    os.close(fd)
+    return 0 if written == 100 else 3
+
+
+def _struck_database(injection: Injection | None) -> tuple[Outcome, int]:
+    with tempfile.TemporaryDirectory() as directory:
+        root, scratch = Path(directory, "root"), Path(directory, "scratch")
+        root.mkdir()
+        scratch.mkdir()
+        outcome = run(partial(_database, root), root, scratch, injection)
+        return outcome, (root / "file").stat().st_size if (root / "file").exists() else 0
+
+
+def test_what_sqlite_does_is_seen(campaigning: Campaign) -> None:
+    outcome, _ = campaigning.call(_struck_database, None)
+    seen = {(call.name, call.paths[-1]) for call in outcome.calls}
+    assert outcome.status == 0
+    assert {("pwrite64", "base-wal"), ("fdatasync", "base-wal"), ("pwrite64", "base"), ("unlink", "base-wal")} <= seen
+    assert {("fcntl", "base"), ("fcntl", "base-shm"), ("ftruncate", "base-shm"), ("pwrite64", "base-shm")} <= seen
+
+
+def test_a_write_at_a_place_that_is_cut_short_is_done_there(campaigning: Campaign) -> None:
+    undisturbed, _ = campaigning.call(_struck_database, None)
+    outcome, size = campaigning.call(_struck_database, Injection("short", undisturbed.count("short")))
+    assert (outcome.status, size) == (3, 60)
+
+
 # --- checking ---
 
 
@@ -157,23 +195,96 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "a lost oci-layout": (lambda data: (_blob(data).parents[2] / "oci-layout").unlink(), "without oci-layout"),
     "half a lock": (lambda data: _rewrite(data / "system" / "versions.lock", b"{"), "is not versions.lock"),
     "a lost pin": (_pop_pins, "which is not pinned"),
-    "a wrong sum": (lambda data: _rewrite(data / "system" / "SHA256SUMS", b"0" * 64 + b"  none\n"), "is not accepted"),
+    "a wrong sum": (
+        lambda data: _rewrite(data / "system" / "SHA256SUMS", b"0" * 64 + b"  no\n"),
+        "listed and not there",
+    ),
     "a temporary file": (lambda data: (data / "system" / "kernel" / "new-1").touch(), "outside of tmp/"),
     "a temporary directory": (lambda data: (data / "system" / "work-1").mkdir(), "outside of tmp/"),
 }
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_the_checker_sees(campaigning: Campaign, tmp_path: Path, name: str) -> None:
-    damage, told = DAMAGES[name]
+def _pin(data: Path) -> Path:
+    return data / "system" / "pins" / "snapshot-1.json"
+
+
+def _sql(*statements: str) -> Damage:
+    def damage(data: Path) -> None:
+        with contextlib.closing(sqlite3.connect(data / "registry.sqlite", isolation_level=None)) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    return damage
+
+
+def _cut_database(data: Path) -> None:
+    for path in data.glob("registry.sqlite-*"):
+        path.unlink()
+    os.truncate(data / "registry.sqlite", 8192)
+
+
+HELD: dict[str, tuple[Damage, str]] = {
+    "a row without its kernel": (lambda data: shutil.rmtree(data / "system/kernel/k-gone"), "has a row, and no file"),
+    "a row without its file": (lambda data: (data / "disks/disk-gone.img").unlink(), "and it is not there"),
+    "a leased kernel gone": (lambda data: shutil.rmtree(data / "system/kernel/k-leased"), "held by vm-1 and gone"),
+    "a leased file gone": (lambda data: (data / "disks/disk-held.img").unlink(), "held by vm-1 and gone"),
+    "a leased file changed": (lambda data: (data / "disks/disk-held.img").write_text("x"), "was there with sha256"),
+    "a pinned kernel gone": (lambda data: shutil.rmtree(data / "system/kernel/k-pinned"), "pinned by snapshot-1"),
+    "half an artifact": (lambda data: (data / "system/kernel/k-gone/x86_64/artifact.json").unlink(), "a part of it"),
+    "a lost lease": (_sql("DELETE FROM asset_leases WHERE acquired_by = 'vm-1'"), "of vm-1 was on"),
+    "half a lease": (_sql("DELETE FROM asset_leases WHERE asset_id = 'kernel-k-leased-x86_64'"), "has 1 assets of 2"),
+    "an asset without a place": (_sql("DELETE FROM asset_locations WHERE asset_id = 'disk-gone'"), "and no place"),
+    "a lost table": (_sql("DROP TABLE content_use"), "has the tables"),
+    "a table too many": (_sql("CREATE TABLE later (x)"), "has the tables"),
+    "a lost version": (_sql("DELETE FROM alembic_version"), "at version []"),
+    "a lost store": (_sql("DELETE FROM stores"), "among []"),
+    "a lease on nothing": (
+        _sql("DELETE FROM assets WHERE id = 'disk-held'"),
+        "is not sound",
+    ),
+    "half a database": (_cut_database, "registry.sqlite"),
+    "a lost database": (lambda data: (data / "registry.sqlite").unlink(), "of vm-1 was on"),
+    "another store": (lambda data: _rewrite(data / "system/store.json", b'{"schema": 1, "store": "x"}'), "was 0"),
+    "half a store": (lambda data: _rewrite(data / "system/store.json", b'{"sch'), "which store this is"),
+    "half a pin": (lambda data: _rewrite(_pin(data), _pin(data).read_bytes()[:500]), "is no pin"),
+    "a pin that is lost": (lambda data: _pin(data).unlink(), "was another"),
+    "a changed pin": (lambda data: _rewrite(_pin(data), _pin(data).read_bytes() + b"\n"), "was another"),
+    "half a line": (lambda data: (data / "collected.jsonl").write_text('{"at": "2026'), "a line that is not whole"),
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [*(("full", name) for name in DAMAGES), *(("held", name) for name in HELD)], ids=str
+)
+def test_the_checker_sees(campaigning: Campaign, tmp_path: Path, base: str, name: str) -> None:
+    damage, told = (DAMAGES | HELD)[name]
     disk = tmp_path / "disk"
-    copy_data_dir(campaigning.world.base("full"), disk)
+    copy_data_dir(campaigning.world.base(base), disk)
     before = checker.read(disk / "data")
     assert before.problems == ()
     damage(disk / "data")
     after = checker.read(disk / "data")
     problems = [str(problem) for problem in (*after.problems, *checker.losses(before, after))]
     assert any(told in problem for problem in problems), problems
+
+
+def test_the_checker_changes_nothing(campaigning: Campaign, tmp_path: Path) -> None:
+    copy_data_dir(campaigning.world.base("messy"), disk := tmp_path / "disk")
+    facts = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(disk.rglob("*"))]
+    checker.read(disk / "data")
+    assert [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(disk.rglob("*"))] == facts
+
+
+@pytest.mark.parametrize("name", ["collect", "collect-lost"])
+def test_a_collection_that_nothing_disturbs_takes_all_that_it_may_and_only_that(
+    campaigning: Campaign, name: str
+) -> None:
+    before, after = campaigning.measures[name].before, campaigning.measures[name].after
+    goes = SCENARIOS[name].goes
+    gone = {*before.needs, *before.ledger.files} - {*after.needs, *after.ledger.files}
+    assert gone == {what for what in (*before.needs, *before.ledger.files) if goes.may(what)}
+    assert len(gone) > 5
+    assert after.blobs == {digest for digests in after.needs.values() for digest in digests}
 
 
 def test_the_checker_takes_a_directory_for_whole_after_a_rewrite_with_the_same_bytes(

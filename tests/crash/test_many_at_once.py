@@ -30,7 +30,8 @@ from systemfiles.foundation.errors import NotProvisioned
 from systemfiles.foundation.paths import Paths
 from tests.conftest import CHECKOUT
 from tests.crash import checker
-from tests.crash.scenarios import Run, puller
+from tests.crash.running import Run
+from tests.crash.scenarios import puller
 from tests.crash.world import NEW, REF_NAME, World, world
 
 PROCESSES, THREADS, SECONDS = (16, 8, 60.0) if os.environ.get("SYSTEMFILES_TEST_FULL") else (6, 4, 8.0)
@@ -86,24 +87,27 @@ def work(here: World, data: Path, seed: int, until: float, log: Path) -> None:
     """One process: its threads do this and that until the time is over, and write down what they were told."""
     os.environ |= {"APT_CONFIG": str(here.apt(NEW)), "no_proxy": "127.0.0.1"}
     with log.open("a", buffering=1) as out:
-        threads = [threading.Thread(target=_do, args=(here, data, f"{seed}-{n}", until, out)) for n in range(THREADS)]
+        threads = [threading.Thread(target=_do, args=(here, data, seed, n, until, out)) for n in range(THREADS)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
 
-def _do(here: World, data: Path, seed: str, until: float, out: TextIOBase) -> None:
-    choose = random.Random(seed)
-    run = Run(here, data, seed)
-    while time.monotonic() < until:
-        (deed,) = choose.choices(DEEDS, WEIGHTS)
+def _do(here: World, data: Path, seed: int, number: int, until: float, out: TextIOBase) -> None:
+    choose = random.Random(f"{seed}-{number}")
+    run = Run(here, data, f"{seed}-{number}")
+    deed = DEEDS[(seed + number) % len(DEEDS)]  # each is done, however slow this host is
+    while True:
         try:
             answer = deed(run)
             line = json.dumps([answer.what, answer.told])
         except Exception as error:
             line = json.dumps([f"error {type(error).__name__}", [str(error)]])
         out.write(line + "\n")
+        if time.monotonic() > until:
+            return
+        (deed,) = choose.choices(DEEDS, WEIGHTS)
 
 
 @pytest.fixture

@@ -61,6 +61,9 @@ busybox = {{ apt = "busybox-static" }}
 load = ["virtio_blk"]
 carry = ["erofs"]
 """
+KERNELS = ("k-leased", "k-pinned", "k-named", "k-gone", "k-doomed", "k-new")
+INITRDS = ("i-leased", "i-pinned", "i-gone")
+"""What no profile names, each with a content, or a base image, of its own."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,21 @@ def world(root: Path) -> Iterator[World]:
         layers = [random.Random(number).randbytes(40_000 * number) for number in range(1, 7)]
         image = _push(host, "image", [*layers, layers[0]])
         kernel = hashlib.sha256(vmlinux()).hexdigest()
-        (root / "versions.toml").write_text(_CATALOG.format(web=web, kernel=kernel, busybox=busybox))
+        catalog = _CATALOG.format(web=web, kernel=kernel, busybox=busybox)
+        (root / "versions.toml").write_text("\n".join([catalog, *_unnamed(root / "web", web, host)]))
         yield World(root, host, image)
+
+
+def _unnamed(directory: Path, web: str, host: str) -> Iterator[str]:
+    """The catalog's entries of what no profile names; their origins have it."""
+    for name in KERNELS:
+        kernel = vmlinux(code=random.Random(name).randbytes(9000))
+        (directory / name).write_bytes(kernel)
+        sha256 = hashlib.sha256(kernel).hexdigest()
+        yield f'[kernel.{name}.files.{ARCH}]\nurl = "{web}/{name}"\nsha256 = "{sha256}"'
+    for name in INITRDS:
+        busybox = _push(host, f"busybox-{name}", [_layer(_busybox(name))])
+        yield f'[initrd.{name}]\ninit = "v1.0.0"\nbusybox = "{busybox}"'
 
 
 @contextlib.contextmanager

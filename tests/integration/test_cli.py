@@ -19,7 +19,10 @@ from systemfiles.foundation.paths import Paths
 from tests.conftest import ARCHES, CHECKOUT, Provisioned, doit
 from tests.integration.support import Completed, Mirror, as_nobody, done_tasks, systemfiles, tree
 
-COMMANDS = ("provision", "path", "ls", "verify", "lock", "add")
+COMMANDS = (
+    *("provision", "path", "ls", "verify", "lease", "pin", "unpin", "pins", "restore", "gc", "du"),
+    *("disk", "boot", "lock", "add"),
+)
 
 
 def assert_refused(ran: Completed, *words: str, status: int = 1) -> None:

@@ -394,7 +394,7 @@ def assert_up_to_date(ran: Completed) -> None:
 def assert_as_provisioned(data_dir: Path, provisioned: Provisioned) -> None:
     """Every byte is what it was at first; only when and where a file was made or hashed may differ."""
     here, there = data_dir / "system", provisioned.data_dir / "system"
-    host_facts = ("artifact.json", "stamp.json", "index.json")
+    host_facts = ("artifact.json", "stamp.json", "index.json", "store.json")
     compared = completed(["diff", "-rq", *(f"--exclude={name}" for name in host_facts), str(there), str(here)])
     assert (compared.returncode, compared.stdout) == (0, "")
     assert tree(here) == tree(there)

@@ -124,7 +124,7 @@ def test_what_only_the_kernel_would_refuse_is_refused_here() -> None:
     with pytest.raises(UsageError, match="together they take more"):
         GuestConfig(entrypoint=["x"] * 220_000)
     for user in ("4294967295", "0:4294967295", "99999999999"):
-        with pytest.raises(UsageError, match="user: .* larger than 4294967294"):
+        with pytest.raises(UsageError, match=r"user: .* larger than 4294967294"):
             replace(RUN, user=user)
     assert replace(RUN, user="4294967294:4294967294").user
 

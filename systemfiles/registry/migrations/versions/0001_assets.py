@@ -1,12 +1,14 @@
 """Assets, who holds them, where their bytes are, and what is on its way out.
 
 Times are integers: seconds since 1970, UTC. What is JSON is text, so that both databases keep it as it was written.
+Texts are ordered by their bytes in both, which no upgrade of a host's collations changes.
 
-    stores            the data directories that use this registry; leases_lost: its leases are gone
+    stores            the data directories that use this registry, and where each was when it was added; leases_lost:
+                      its leases are gone
     assets            one row for each asset; location is relative to the backend's root
     asset_labels      with the asset's created_at, so that a page of a label's assets is one range of an index
-    asset_leases      expires_at NULL: without end; one lease may hold several assets; store_id: only that store's copy
-                      is held, or every one when it is empty
+    asset_leases      expires_at NULL: without end; one lease may hold several assets, asset_count of them; store_id:
+                      only that store's copy is held, or every one when it is empty
     asset_locations   which store has the asset's bytes, and under which path
     tombstones        what has lost its row and will lose its bytes, in which store
     content_use       when a store's content (an image) was last asked for
@@ -20,9 +22,11 @@ down_revision = None
 _TABLES = """
 CREATE TABLE stores (
     id TEXT PRIMARY KEY,
+    place TEXT NOT NULL,
     created_at BIGINT NOT NULL,
     leases_lost INTEGER NOT NULL
 );
+CREATE INDEX stores_at ON stores (place);
 CREATE TABLE assets (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL,
@@ -48,6 +52,7 @@ CREATE TABLE assets (
 );
 CREATE INDEX assets_newest ON assets (created_at, id);
 CREATE INDEX assets_of_type ON assets (type, created_at, id);
+CREATE INDEX assets_of_status ON assets (status, created_at, id);
 CREATE INDEX assets_unused ON assets (last_accessed_at, id);
 CREATE TABLE asset_labels (
     asset_id TEXT NOT NULL REFERENCES assets (id) ON DELETE CASCADE,
@@ -64,6 +69,7 @@ CREATE TABLE asset_leases (
     acquired_by TEXT NOT NULL,
     acquired_at BIGINT NOT NULL,
     expires_at BIGINT,
+    asset_count INTEGER NOT NULL,
     PRIMARY KEY (id, asset_id)
 );
 CREATE INDEX asset_leases_of_asset ON asset_leases (asset_id, expires_at);
@@ -98,5 +104,8 @@ CREATE TABLE content_use (
 
 
 def upgrade() -> None:
-    for statement in _TABLES.split(";"):
+    tables = _TABLES
+    if op.get_bind().dialect.name == "postgresql":
+        tables = tables.replace(" TEXT", ' TEXT COLLATE "C"')
+    for statement in tables.split(";"):
         op.execute(statement)

@@ -1,0 +1,146 @@
+"""Collections that are killed, on a full disk, and of hosts that share a registry."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import Server
+from tests.retention.conftest import Host
+from tests.retention.crash import killed_at
+from tests.retention.plain import Plain
+from tests.retention.support import KERNEL, PAIR, gone, things
+from tests.retention.world import (
+    DAY,
+    World,
+    put_blob,
+)
+
+FULL = bool(os.environ.get("SYSTEMFILES_TEST_FULL"))
+
+
+def test_a_collection_that_is_killed_anywhere_is_finished_by_the_next(host: Host, tmp_path: Path) -> None:
+    """The registry's file is copied with all that is in it, so each run begins with the same."""
+    host.provide()
+    host.system.acquire(host.provide("k-2", "i-2"), holder="vm-7")
+    host.system.pin("snapshot-42", host.provide("k-3", "i-2"))
+    host.system.image(host.world.images[0])
+    host.clock.advance(10 * DAY)
+    host.system.holdings.registry.close()
+    kept = {"kernel-k-2-x86_64", "kernel-k-3-x86_64", "initrd-i-2-x86_64"}
+    number, killed = 0, True
+    while killed:
+        number += 1 if FULL else 7
+        data = tmp_path / f"killed-{number}"
+        subprocess.run(["cp", "-a", str(host.data), str(data)], check=True)
+        other = Host(host.world, data, host.clock)
+        killed = killed_at(number, partial(other.collect, max_cache_bytes=0))
+        for path in [*(data / "tmp").glob("*"), *data.rglob(".systemfiles-new-*")]:
+            os.utime(path, (0, 0))
+        _assert_whole(other.plain, kept)
+        other.collect(max_cache_bytes=0)
+        _assert_whole(other.plain, kept)
+        assert things(other) == kept
+        assert other.plain.orphans() == set()
+        assert other.plain.rows("SELECT * FROM tombstones") == []
+        assert [*other.plain.idle_names()] == []
+        assert [*(data / "tmp").iterdir()] == []
+        told = {json.loads(line)["what"] for line in (data / "collected.jsonl").read_text().splitlines()}
+        assert told >= PAIR
+        other.system.holdings.registry.close()
+        shutil.rmtree(data)
+    assert number > 50
+
+
+def _assert_whole(plain: Plain, kept: set[str]) -> None:
+    found = plain.things()
+    assert kept <= found.keys()
+    assert [problem for asset in kept for problem in plain.damage(found[asset])] == []
+    assert {asset for asset in plain.located() if asset not in found} == set()
+
+
+# --- a full disk ---
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A file system of 3 MiB; None where this process may not mount one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]
+    if subprocess.run(words, check=False, capture_output=True).returncode:
+        yield None
+        return
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_on_a_full_disk_what_takes_no_space_to_free_goes_first_and_then_the_rest(
+    here: World, small_disk: Path | None
+) -> None:
+    if small_disk is None:
+        return
+    host = Host(here, small_disk / "data")
+    host.provide()
+    orphan = put_blob(host.data, bytes(300_000))
+    host.clock.advance(60)
+    host.system.holdings.registry.close()
+    with contextlib.suppress(OSError), (small_disk / "ballast").open("wb") as ballast:
+        while True:
+            ballast.write(bytes(4096))
+            ballast.flush()
+    first = host.collect()
+    assert not (host.plain.blobs / orphan).exists()
+    assert first.bytes_freed >= 300_000
+    assert any("registry" in str(problem) for problem in first.problems)
+    second = host.collect()
+    assert gone(second) == PAIR
+    assert second.problems == ()
+
+
+# --- one registry for several hosts ---
+
+
+def test_a_host_that_shares_its_registry_frees_only_what_is_its_own(
+    here: World, tmp_path: Path, postgres: Server
+) -> None:
+    url = postgres.new_database()
+    one, two = (Host(here, tmp_path / name, url=url) for name in ("one", "two"))
+    for host in (one, two):
+        host.provide()
+    one.system.ensure("k-1", "i-1", holder="vm-7")
+    two.system.pin("snapshot-42", two.provide("k-2", "i-2"))
+    one.system.pin("snapshot-42", one.provide("k-3", "i-2"))
+    assert [each.holder for each in two.system.leases()] == []
+    assert two.system.release_all("vm-7") == 0
+    assert gone(two.collect()) == PAIR
+    assert things(one) == {*PAIR, "kernel-k-3-x86_64", "initrd-i-2-x86_64"}
+    assert gone(one.collect()) == set()
+    two.system.unpin("snapshot-42")
+    assert [each.holder for each in one.system.holdings.registry.leases.list(now=0)] == ["vm-7", "pin:snapshot-42"]
+    two.clock.advance(60)
+    assert gone(two.collect()) == {"kernel-k-2-x86_64", "initrd-i-2-x86_64"}
+    assert things(two) == set()
+    assert [*one.plain.damage(one.plain.things()[KERNEL])] == []
+    one.system.release_all("vm-7")
+    assert gone(one.collect()) == PAIR
+
+
+def test_the_lease_that_a_holder_has_on_another_host_is_no_reason_not_to_make_one_here(
+    here: World, tmp_path: Path, postgres: Server
+) -> None:
+    url = postgres.new_database()
+    for name in ("one", "two"):
+        host = Host(here, tmp_path / name, url=url)
+        host.system.ensure("k-1", "i-1", holder="the fleet's VM")
+        host.clock.advance(60)
+        assert gone(host.collect()) == set()
+        assert len(host.system.leases("the fleet's VM")) == 1
