@@ -305,9 +305,7 @@ class NoSpace(StoreError):
 class SnapshotMismatch(SystemFilesError):
     """What a pin or a VM's record names is not what is there now; `differences` maps each to (recorded, now)."""
 
-    def __init__(
-        self, name: str, *, differences: Mapping[str, tuple[object, object]], hint: str | None = None
-    ) -> None:
+    def __init__(self, name: str, *, differences: Mapping[str, tuple[object, object]], hint: str | None = None) -> None:
         self.differences = dict(differences)
         super().__init__(
             f"{name} names other files",

@@ -21,6 +21,7 @@ from statistics import median
 
 import fetches
 import guest
+import holds
 from measure import HEAD, Row, alternate, calls, compared, process, row
 from trees import make_tree, walk
 
@@ -67,6 +68,7 @@ class Bench:
         yield from self._initrd()
         yield from fetches.rows(self.work, self.environ)
         yield from guest.rows(self.work, self.environ)
+        yield from holds.rows(self.work)
 
     def _imports(self) -> Iterator[Row]:
         for what in ("import systemfiles", "from systemfiles import SystemFiles"):
