@@ -162,8 +162,8 @@ def _fill(registry: Registry, count: int) -> None:
             for number in range(start, min(start + 10_000, count)):
                 asset, made = f"{number:08}", NOW - 2000 + number // 1000
                 transaction.execute(
-                    f"INSERT INTO assets ({columns}) VALUES (?, 'n', 'rootfs', 'available', 'local', ?, 1, '', '', ?, ?,"
-                    " '', '', '', '', '', '[]', '{}', '', '{}', '')",
+                    f"INSERT INTO assets ({columns}) VALUES "
+                    "(?, 'n', 'rootfs', 'available', 'local', ?, 1, '', '', ?, ?, '', '', '', '', '', '[]', '{}', '', '{}', '')",
                     (asset, asset, made, made),
                 )
                 transaction.execute(
