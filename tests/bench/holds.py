@@ -163,7 +163,8 @@ def _fill(registry: Registry, count: int) -> None:
                 asset, made = f"{number:08}", NOW - 2000 + number // 1000
                 transaction.execute(
                     f"INSERT INTO assets ({columns}) VALUES "
-                    "(?, 'n', 'rootfs', 'available', 'local', ?, 1, '', '', ?, ?, '', '', '', '', '', '[]', '{}', '', '{}', '')",
+                    "(?, 'n', 'rootfs', 'available', 'local', ?, 1, '', '', ?, ?, "
+                    "'', '', '', '', '', '[]', '{}', '', '{}', '')",
                     (asset, asset, made, made),
                 )
                 transaction.execute(
