@@ -193,15 +193,15 @@ class Artifacts:
     def versions(self, kind: str) -> Iterator[tuple[str, Arch]]:
         """Every (version, architecture) with a record, sorted."""
         root = self._paths.kind(kind)
-        for record in _listed(root, f"*/*/{RECORD}"):
+        for record in listed(root, f"*/*/{RECORD}"):
             version, arch = record.parent.parent.name, record.parent.name
             if is_version(version) and arch in ARCHES:
                 yield version, Arch(arch)
 
     def unfinished(self, kind: str) -> Iterator[Path]:
         """Directories of a version that hold something, but no record: lost, or a run that did not get to its end."""
-        for directory in _listed(self._paths.kind(kind), "*/*"):
-            if directory.is_dir() and _listed(directory, "*") and not (directory / RECORD).exists():
+        for directory in listed(self._paths.kind(kind), "*/*"):
+            if directory.is_dir() and listed(directory, "*") and not (directory / RECORD).exists():
                 yield directory
 
     def publish(
@@ -264,12 +264,24 @@ def _files(record: Mapping[str, Any]) -> dict[str, FileFacts]:
     return files
 
 
-def _listed(root: Path, pattern: str) -> list[Path]:
-    """What matches below `root`, sorted. Raises StoreError: what cannot be listed is not taken for empty."""
+def listed(root: Path, pattern: str) -> list[Path]:
+    """What matches below `root`, sorted. Raises StoreError: what cannot be listed is not taken for empty.
+
+    A `*` in `pattern` is any name. What is removed meanwhile, as by a collection, is not there.
+    """
+    found = [root]
+    for part in pattern.split("/"):
+        found = [path for directory in found for path in _entries(directory) if part in ("*", path.name)]
+    return sorted(found)
+
+
+def _entries(directory: Path) -> list[Path]:
     try:
-        return sorted(root.glob(pattern))
+        return [*directory.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     except OSError as error:
-        msg = f"{error.filename or root} cannot be listed ({error.strerror})"
+        msg = f"{directory} cannot be listed ({error.strerror})"
         raise StoreError(msg) from error
 
 

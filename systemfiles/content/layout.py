@@ -292,10 +292,11 @@ class Layout:
 
     def ingested(self) -> set[str]:
         """The digests, in hex, that somebody is about to rely on; call it inside `exclusively`."""
-        noted = set()
-        for notes in self._scratch.glob(f"*/{INGESTING}"):
-            with storing(notes), contextlib.suppress(FileNotFoundError):
-                noted |= set(notes.read_text().split())
+        noted = set[str]()
+        with storing(self._scratch), contextlib.suppress(FileNotFoundError):
+            for work in [*self._scratch.iterdir()]:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    noted.update((work / INGESTING).read_text().split())
         return noted
 
     def reachable(self, target: Descriptor, *, strict: bool = False) -> Iterator[Descriptor]:

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from systemfiles.content.artifacts import ARCHES, RECORD
+from systemfiles.content.artifacts import ARCHES, RECORD, listed
 from systemfiles.content.store import Store, layout_name
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import (
@@ -98,7 +98,7 @@ class Collector:
     def unfinished(self, kept: Collection[str], young: int) -> Iterator[tuple[str, Path]]:
         """Directories of artifacts that have no record, whatever was begun in them; those to clear away, with ids."""
         for kind in KINDS:
-            for directory in sorted(self._paths.kind(kind).glob("*/*")):
+            for directory in listed(self._paths.kind(kind), "*/*"):
                 asset = f"{kind}-{directory.parent.name}-{directory.name}"
                 ours = artifact_at(str(directory.relative_to(self._paths.data_dir)), asset)
                 if ours and asset not in kept and _is_unfinished(directory, young):
@@ -237,7 +237,7 @@ class Collector:
                 continue  # somebody is at it
             except StoreError as error:
                 outcome.problems.append(error)
-        for directory in [each for kind in KINDS for each in sorted(self._paths.kind(kind).glob("*"))]:
+        for directory in [each for kind in KINDS for each in listed(self._paths.kind(kind), "*")]:
             with contextlib.suppress(OSError):
                 if int(directory.stat().st_mtime) <= young:
                     directory.rmdir()  # that is empty; nothing else can be removed so

@@ -5,6 +5,7 @@ strace(1) tells which calls were made in which order, and of which file every de
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import subprocess
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import pytest
 
+from systemfiles.foundation.paths import Paths
+from systemfiles.retention.outcome import Gone, tell
 from tests.conftest import CHECKOUT
 from tests.crash.conftest import Campaign
 from tests.crash.ledger import DATABASE
@@ -40,7 +43,8 @@ _PROMISES = [
 _RUN = """
 import sys
 from pathlib import Path
-from tests.crash.scenarios import SCENARIOS, Run
+from tests.crash.running import Run
+from tests.crash.scenarios import SCENARIOS
 from tests.crash.world import World
 root, host, image, name, data = sys.argv[1:]
 sys.exit(SCENARIOS[name].run(Run(World(Path(root), host, image), Path(data), "traced")))
@@ -278,3 +282,12 @@ def test_a_promise_that_a_power_cut_would_break_is_seen(steps: str, told: str) -
     }
     problems = [*_not_durable([known[step] for step in steps.split()], "/kept", frozenset())]
     assert [problem.partition(": ")[2] for problem in problems] == ([told] if told else [])
+
+
+def test_half_a_line_of_the_audit_log_goes_when_the_next_is_written(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    tell(paths, [Gone("one", "held by nothing", "", 1), Gone("two", "held by nothing", "vm-1", 2)], now=0)
+    with paths.collected.open("ab") as out:
+        out.write(b'{"at": "2026-11-20T0')
+    tell(paths, [Gone("three", "held by nothing", "", 3)], now=0)
+    assert [json.loads(line)["what"] for line in paths.collected.read_text().splitlines()] == ["one", "two", "three"]
