@@ -321,7 +321,7 @@ def _seconds(retry_after: str | None) -> float | None:
     """The value of a Retry-After header (RFC 9110, 10.2.3), a number or a date, as seconds from now."""
     if retry_after is None:
         return None
-    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):
+    if re.fullmatch(r"[ \t]*[0-9]+[ \t]*", retry_after):
         return float(retry_after)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())

@@ -134,7 +134,8 @@ def test_a_number_or_a_date_says_when_to_come_back(value: str, least: float, mos
 
 
 @pytest.mark.parametrize(
-    "value", ["", "soon", "-1", "1.5", "1e9", "0x10", "\xb2", "nan", "inf", "Fri, 99 Foo 0000 99:99:99 +9999", "1, 2"]
+    "value",
+    ["0\x1f", "", "soon", "-1", "1.5", "1e9", "0x10", "\xb2", "nan", "inf", "Fri, 99 Foo 0000 99:99:99 +9999", "1, 2"],
 )
 def test_anything_else_says_nothing(value: str) -> None:
     assert answered(429, Retry_After=value).retry_after is None
