@@ -14,6 +14,7 @@ import pytest
 
 from systemfiles.recipes.disks import write_config_disk, write_overlay_disk
 from systemfiles.recipes.guestconfig import GuestConfig, Network, Volume
+from systemfiles.recipes.probe import WORDS as HOSTILE
 
 from . import qemu
 from .guest import OVERLAY_SIZE, Host, Provisioned, shell
@@ -21,10 +22,6 @@ from .qemu import MACHINES, Machine, Outcome
 
 pytestmark = pytest.mark.boot
 
-HOSTILE = (
-    *("", " ", "it's", '"', "\\", "$HOME", "$(echo no)", "`echo no`", "a\nb\n", "\r\t", "*", "~", "-n", "--", "a=b"),
-    *("é 日本 🎉", bytes(range(1, 256)).decode("utf-8", "surrogateescape")),
-)
 ENVIRONMENT = {
     "PATH": "/nowhere:/bin",
     "HOSTILE": "".join(HOSTILE),
