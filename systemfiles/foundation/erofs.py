@@ -33,6 +33,7 @@ _PLAIN, _INLINE = 0, 2
 _EXTENDED = 1
 _NAME = 12
 _NONE = 0xFFFFFFFF
+_XATTRS_HEAD = 12
 _XATTRS_MAX = 0xFFFF
 _PREFIXES = {
     "system.posix_acl_access": 2,
@@ -100,7 +101,7 @@ def _places(inventory: Inventory[Span]) -> tuple[dict[Inode[Span], _Place], int]
             end = -(-end // BLOCK) * BLOCK
         starts[inode] = (end, size, tail)
         end += -(-(head + tail) // _SLOT) * _SLOT
-    block = -(-end // BLOCK)
+    block = -(-(end + _XATTRS_HEAD) // BLOCK)  # fsck.erofs reads as much behind each inode, the last one too
     places = {}
     for inode, (start, size, tail) in starts.items():
         blocks = -(-(size - tail) // BLOCK)
@@ -145,7 +146,7 @@ def _inode(inode: Inode[Span], place: _Place, number: int, links: int) -> bytes:
     return struct.pack(
         "<HHHHQIIIIqII16x",
         _EXTENDED | (_INLINE if place.inline else _PLAIN) << 1,
-        (attributes - 12) // 4 + 1 if attributes else 0,
+        (attributes - _XATTRS_HEAD) // 4 + 1 if attributes else 0,
         inode.mode,
         0,
         place.size,
@@ -172,7 +173,7 @@ def _attributes(xattrs: dict[str, bytes]) -> bytes:
                 packed += bytes(-len(packed) % 4)
     if len(packed) // 4 >= _XATTRS_MAX:
         refuse("the image", "a file has more extended attributes than EROFS can hold")
-    return bytes(12) + packed if packed else b""
+    return bytes(_XATTRS_HEAD) + packed if packed else b""
 
 
 def _blocks_of_names(inode: Inode[Span], parent: Inode[Span]) -> Iterator[list[tuple[bytes, Inode[Span]]]]:

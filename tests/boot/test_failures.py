@@ -22,7 +22,7 @@ MOST_SECONDS = 10
 
 
 def fails(outcome: Outcome, error: str, status: int = 125) -> None:
-    """`error` is a pattern for the whole of what init tells."""
+    """`error` is a pattern for the whole of what init tells right before the end."""
     assert len(outcome.errors) == 1, outcome.console
     assert re.fullmatch(error, outcome.errors[0]), outcome.errors
     assert outcome.exit == status
@@ -237,7 +237,9 @@ def test_a_shell_is_there_to_look_around_only_when_the_command_line_asks(host: H
     typed = b"\n" * 32 + b"echo there are $(ls -d /proc/1/root/run/rootfs/*)\nexit\n"
     outcome = host.run(Q35, "", {"etc": None}, arguments="systemfiles.debug", typed=typed)
     assert "there are /proc/1/root/run/rootfs/etc" in outcome.console
-    fails(outcome, r"nothing to run \(.*\)")
+    told = next(line for line in outcome.lines if line.startswith("systemfiles: error: "))
+    assert re.fullmatch(r"systemfiles: error: nothing to run \(.*\)", told)
+    assert (outcome.exit, outcome.clean) == (125, True)
     outcome = host.run(Q35, "", {"etc": None}, typed=typed)
     assert "there are /proc/1/root/run/rootfs/etc" not in outcome.console
     fails(outcome, r"nothing to run \(.*\)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from systemfiles import SystemFiles
 from systemfiles.foundation.catalog import read_catalog
 from tests.conftest import CHECKOUT, Provisioned
 
@@ -22,11 +24,12 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.network
-def test_the_first_example_runs(provisioned: Provisioned) -> None:
-    (sample,) = blocks("python")
+def test_the_examples_run_one_after_the_other(provisioned: Provisioned, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    shutil.copytree(provisioned.data_dir, data_dir)
     done = subprocess.run(
-        [sys.executable, "-c", sample],
-        env={**os.environ, "SYSTEMFILES_DATA_DIR": str(provisioned.data_dir)},
+        [sys.executable, "-c", "".join(blocks("python"))],
+        env={**os.environ, "SYSTEMFILES_DATA_DIR": str(data_dir)},
         capture_output=True,
         text=True,
         check=False,
@@ -36,6 +39,9 @@ def test_the_first_example_runs(provisioned: Provisioned) -> None:
     assert Path(kernel).is_file()
     assert Path(initrd).is_file()
     assert cmdline[0].startswith("console=")
+    host = SystemFiles(data_dir, profile="debian")
+    assert [pin.name for pin in host.pins()] == ["snapshot-42"]
+    assert {lease.holder for lease in host.leases()} == {"vm-7"}
 
 
 def test_the_example_of_a_new_version_is_a_valid_catalog(tmp_path: Path) -> None:
