@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from systemfiles.bootfiles import InitrdFile, KernelFile
+from systemfiles.bootfiles import VMMS, InitrdFile, KernelFile
 from systemfiles.commands.common import add_json, add_names, add_place, say, say_files, say_json, system_of
 from systemfiles.foundation.errors import SystemFilesError, ToolMissing, UsageError, unexpected
 from systemfiles.foundation.paths import CONTENT_STORE
@@ -24,11 +24,13 @@ Guest kernels and initrds for microVM hosts: fetched or built once, verified, ne
   systemfiles provision --profile debian      provide the profile's kernel and initrd
   systemfiles path --profile debian           where they are, checked
   systemfiles path --kernel ch-v6.16.9        the path of one version, and only that
+  systemfiles path --profile debian --cmdline qemu   the kernel command line for a VMM
 """
 _EPILOG = """\
 Everything is kept below --data-dir, else $SYSTEMFILES_DATA_DIR, else /var/lib/systemfiles (root) or the user's
 data directory. Exit status: 0 done, 1 refused or failed (the error says why), 2 the command line is wrong.
 """
+_CMDLINE = f"print the kernel command line of the pair instead, for a guest of {', '.join(VMMS[:-1])} or {VMMS[-1]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +92,8 @@ def _provision_options(parser: argparse.ArgumentParser) -> None:
 
 def _path_options(parser: argparse.ArgumentParser) -> None:
     add_names(parser)
-    add_json(parser, "print everything known of them as JSON")
+    parser.add_argument("--cmdline", choices=VMMS, metavar="VMM", help=_CMDLINE)
+    add_json(parser, "print all that is known of them as JSON")
 
 
 def _list_options(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +134,14 @@ def _path(options: argparse.Namespace) -> int:
     system = system_of(options)
     if options.profile is not None:
         system.catalog.find_profile(options.profile)  # a mistyped one is an error even where it is not needed
-    if options.kernel is not None and options.initrd is None:
+    if options.cmdline is not None:
+        files = system.resolve(options.kernel, options.initrd)
+        cmdline = files.cmdline(options.cmdline)
+        if options.json:
+            say_json({**files.to_dict(), "cmdline": cmdline})
+        else:
+            say(cmdline)
+    elif options.kernel is not None and options.initrd is None:
         _say_file(system.kernel(options.kernel), as_json=options.json)
     elif options.initrd is not None and options.kernel is None:
         _say_file(system.initrd(options.initrd), as_json=options.json)
@@ -233,6 +243,8 @@ _COMMANDS: dict[str, tuple[str, _AddOptions, _Run]] = {
     "gc": ("remove what nothing holds", *_module("gc")),
     "du": ("say what takes the space, and why it is there", *_module("du")),
     "disk": ("make a guest's root, overlay or config disk", *_module("disk")),
+    "fetch": ("take versions from a registry, and build nothing", *_module("fetch")),
+    "publish": ("push a release to a registry, and sign it", *_module("publish")),
     "boot": ("boot the pair in QEMU and check what it promises a guest", *_module("boot")),
     "lock": ("run another tool that writes to the content store, while nobody else does", _lock_options, _lock),
     "add": ("take a local kernel in as a version of its own", _add_kernel_options, _add),

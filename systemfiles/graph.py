@@ -29,7 +29,7 @@ from systemfiles.hostpackages import PROVISIONING, TESTS, install, missing_packa
 from systemfiles.provision.rolling import Move
 from systemfiles.provision.site import Made
 from systemfiles.reporter import Reporter
-from systemfiles.selection import Target, check_variables, select, unique
+from systemfiles.selection import Target, check_variables, select, select_all, unique
 from systemfiles.system import SystemFiles
 
 _REPAIR = "`systemfiles verify --repair` makes it again; doit does so for what its profile uses"
@@ -98,6 +98,7 @@ class Graph:
             "verify": self._task_verify,
             "boot": self._task_boot,
             "gc": self._task_gc,
+            "release": self._task_release,
             "setup": self._task_setup,
         }
         if self._checkout is not None:
@@ -184,6 +185,10 @@ class Graph:
         """remove what nothing holds; `systemfiles gc --dry-run` says what that would be"""
         return self._task(None, self._collect, doc=self._task_gc.__doc__)
 
+    def _task_release(self) -> dict[str, Any]:
+        """build every version twice, compare, and leave what is to be published in dist/"""
+        return self._task(None, self._release, doc=self._task_release.__doc__)
+
     def _task_setup(self) -> dict[str, Any]:
         """install what provisioning needs from this host's apt (tests=yes: and what the tests need)"""
         return self._task(None, self._setup, done=self._is_set_up, doc=self._task_setup.__doc__)
@@ -250,6 +255,8 @@ class Graph:
         return _note(self._provisioner.kernels.provide(name, arch))
 
     def _busybox(self, name: str, arch: Arch) -> Note:
+        if self._system.catalog.registries:
+            return "fetched when the initrd must be built here"
         try:
             return self._provisioner.initrds.busybox(name, arch)
         except SourceError as error:
@@ -276,7 +283,7 @@ class Graph:
         return without_base(str(target.initrd), self._kernel_of(target), target.arch) is not None
 
     def _initrd(self, name: str, target: Target) -> Note:
-        return _note(self._provisioner.initrds.provide(name, self._kernel_of(target), target.arch))
+        return _note(self._provisioner.provide(target.kernel, [name], target.arch)[1])
 
     def _kernel_of(self, target: Target) -> Artifact:
         kernel = self._provisioner.kernels.kept(target.kernel, target.arch)
@@ -326,6 +333,14 @@ class Graph:
         if found.problems:
             raise _Failed("\n".join([found.told(), *map(str, found.problems)]))
         return found.told().replace("\n", "\n   ")
+
+    def _release(self) -> Note:
+        from systemfiles.release.building import origin_of, release, told
+
+        dist, checkout = Path("dist").absolute(), self._checkout or Path.cwd()
+        targets = select_all(self._variables, self._system.catalog, self._provisioner)
+        lock = self._system.paths.versions_lock
+        return told(dist, release(targets, self._system.catalog, lock, dist, origin_of(checkout)))
 
     def _wanted_packages(self) -> dict[str, str]:
         return PROVISIONING | (TESTS if self._variables.get("tests") == "yes" else {})

@@ -59,13 +59,33 @@ def select(variables: Mapping[str, str], catalog: Catalog, provisioner: Provisio
 
     Raises UnknownVersion, UnsupportedArch, InvalidName before any work is done.
     """
-    everything = variables.get("all") == "yes"
-    profiles = catalog.profile.values() if everything else [catalog.find_profile(variables.get("profile"))]
+    every_profile = variables.get("all") == "yes"
+    profiles = catalog.profile.values() if every_profile else [catalog.find_profile(variables.get("profile"))]
     arches = [*map(Arch.parse, variables.get("arch", Arch.host().value).split(","))]
     targets = unique(_target(variables, profile, arch, provisioner) for arch in arches for profile in profiles)
     for target in targets:
         provisioner.require_known(*target)
     return targets
+
+
+def select_all(variables: Mapping[str, str], catalog: Catalog, provisioner: Provisioner) -> tuple[Target, ...]:
+    """What a release is made of: as `select`, but where the variables leave it open, everything for all architectures.
+
+    That is each profile's pair, and each other kernel of the catalog. Raises as `select`.
+    """
+    named = {"profile", "kernel", "initrd"} & variables.keys()
+    arches = variables.get("arch", ",".join(map(str, Arch)))
+    pairs = select({**variables, "arch": arches, **({} if named else {"all": "yes"})}, catalog, provisioner)
+    if named:
+        return pairs
+    known = {(target.kernel, target.arch) for target in pairs}
+    kernels = [(name, arch) for name, entry in catalog.kernel.items() for arch in map(Arch.parse, arches.split(","))]
+    others = [
+        Target(name, None, arch)
+        for name, arch in kernels
+        if arch in catalog.kernel[name].arches and (name, arch) not in known
+    ]
+    return (*pairs, *others)
 
 
 def _target(variables: Mapping[str, str], profile: Profile, arch: Arch, provisioner: Provisioner) -> Target:

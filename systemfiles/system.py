@@ -6,6 +6,7 @@ Resolving reads two small records and two file stamps; everything heavier is imp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
     from systemfiles.retention.reasons import Explanation
 
 
-_TRIES = 20
-
-
 class DefaultVersions(NamedTuple):
     """The concrete versions that new VMs start with."""
 
@@ -51,6 +49,8 @@ class DefaultVersions(NamedTuple):
 class SystemFiles:
     """The kernels and initrds of one data directory, for one architecture and profile.
 
+    With `build` false, what is neither here nor in a registry is not fetched from its origin and built; it defaults to
+    the catalog's.
     `data_dir` defaults to $SYSTEMFILES_DATA_DIR, else /var/lib/systemfiles for root, else the user's data directory;
     `catalog` is a file laid over the shipped versions.toml; `profile` and `arch` default to the catalog's and the
     host's.
@@ -64,6 +64,7 @@ class SystemFiles:
         catalog: Path | str | None = None,
         profile: str | None = None,
         arch: Arch | str | None = None,
+        build: bool | None = None,
     ) -> None:
         self.paths = Paths(Path(data_dir) if data_dir else default_data_dir())
         self._place = f" --data-dir {data_dir}" if data_dir else ""
@@ -71,6 +72,7 @@ class SystemFiles:
         self.profile = profile
         self._catalog_path = Path(catalog) if catalog else None
         self._catalog: Catalog | None = None
+        self._build = build
         self._artifacts = Artifacts(self.paths)
 
     def ensure(
@@ -91,23 +93,21 @@ class SystemFiles:
         Raises UnknownVersion, UnsupportedArch, VersionConflict, IncompatiblePair, SourceError, IntegrityError,
         InvalidKernel, StoreError.
         """
+        from systemfiles.provision.site import despite_collections
+
         kernel, initrd = self._names(kernel, initrd)
         provisioner = self.provisioner(progress=progress, timeout=timeout)
         provisioner.require_known(kernel, initrd, self.arch)
         provisioner.rolling.resolve([kernel], [initrd], self.arch)
-        for _ in range(_TRIES):
-            try:
-                booted = provisioner.kernels.provide(kernel, self.arch)
-                root = provisioner.initrds.provide(initrd, booted.artifact, self.arch)
-                made = [each.artifact for each in (booted, root) if each.note]
-                files = _boot_files(booted.artifact, root.artifact)
-                if made or holder is not None:
-                    self.holdings.provided(made, [booted.artifact, root.artifact], holder)
-            except NotProvisioned as error:
-                collected = error  # in the instant between
-            else:
-                return files
-        raise collected
+        return despite_collections(lambda: self._provide(provisioner, kernel, initrd, holder))
+
+    def _provide(self, provisioner: Provisioner, kernel: str, initrd: str, holder: str | None) -> BootFiles:
+        booted = provisioner.kernels.provide(kernel, self.arch)
+        root = provisioner.initrds.provide(initrd, booted.artifact, self.arch)
+        made = [each.artifact for each in (booted, root) if each.note]
+        if made or holder is not None:
+            self.holdings.provided(made, [booted.artifact, root.artifact], holder)
+        return _boot_files(booted.artifact, root.artifact)
 
     def resolve(self, kernel: str | None = None, initrd: str | None = None) -> BootFiles:
         """Exactly these versions (default: `default_versions`) as they are on disk, intact.
@@ -174,7 +174,8 @@ class SystemFiles:
             for artifact in artifacts:
                 self._artifacts.check(artifact)
         except SystemFilesError:
-            taken.release()
+            with suppress(SystemFilesError):  # it may have ended
+                taken.release()
             raise
         return taken
 
@@ -261,8 +262,8 @@ class SystemFiles:
     def explain(
         self, subject: str, *, grace: int | None = None, keep_last: int | None = None
     ) -> tuple[Explanation, ...]:
-        """Why everything that `subject` names (a version, a digest, a pin, a name in the content store) is kept or
-        would go, by the limits of `collect`. Raises UsageError when nothing here is called that."""
+        """Why everything that `subject` names (a version, a digest, a pin, an asset, a name in the content store) is
+        kept or would go, by the limits of `collect`. Raises UsageError when nothing here is called that."""
         rules = self.keeper.rules(self.catalog, grace=grace, keep_last=keep_last)
         return self.keeper.explain(subject, self.catalog, rules)
 
@@ -338,7 +339,8 @@ class SystemFiles:
         if self._catalog is None:
             from systemfiles.foundation.catalog import load_catalog
 
-            self._catalog = load_catalog(self._catalog_path)
+            catalog = load_catalog(self._catalog_path)
+            self._catalog = catalog if self._build is None else catalog.model_copy(update={"build": self._build})
         return self._catalog
 
     def provisioner(self, *, progress: Progress | None = None, timeout: Timeout = None) -> Provisioner:

@@ -31,12 +31,13 @@ def add_json(parser: argparse.ArgumentParser, help_text: str = "print JSON") -> 
     parser.add_argument("--json", action="store_true", help=help_text)
 
 
-def system_of(options: argparse.Namespace) -> SystemFiles:
+def system_of(options: argparse.Namespace, *, build: bool | None = None) -> SystemFiles:
     return SystemFiles(
         options.data_dir,
         catalog=options.catalog_file,
         profile=getattr(options, "profile", None),
         arch=getattr(options, "arch", None),
+        build=build,
     )
 
 

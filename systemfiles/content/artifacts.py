@@ -124,6 +124,11 @@ def parse_record(raw: bytes, where: object) -> dict[str, Any]:
     return record
 
 
+def artifact_of(record: dict[str, Any], directory: Path) -> Artifact:
+    """The artifact that a record, which was checked, is of; its files are in `directory`."""
+    return Artifact(record["kind"], record["version"], Arch.parse(record["arch"]), directory, _files(record), record)
+
+
 class Artifacts:
     """All artifact directories of one data directory. Safe to share among threads."""
 
@@ -147,7 +152,7 @@ class Artifacts:
             raise IntegrityError(
                 path, expected=f"{kind} {version} ({arch})", got="{} {} ({})".format(*named), consequence=_REFUSED
             )
-        return Artifact(kind, version, arch, directory, _files(record), record)
+        return artifact_of(record, directory)
 
     def check(self, artifact: Artifact, *names: str) -> None:
         """Makes sure that these files of it (default: the one a VMM is given) are intact.

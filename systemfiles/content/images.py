@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from systemfiles.content.layout import IMAGE_CONFIG, SOURCE, Descriptor, Layout
+from systemfiles.content.descriptors import IMAGE_CONFIG, Descriptor
+from systemfiles.content.layout import SOURCE, Layout
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
@@ -74,7 +75,7 @@ def find_image(paths: Paths, reference: str, arch: Arch) -> Image | None:
     return _Lookup(paths, reference, arch).find()
 
 
-def bring_in(paths: Paths, reference: str, arch: Arch) -> str:
+def copy_command(paths: Paths, reference: str, arch: Arch) -> str:
     """A command that brings an image into the content store under this name."""
     alone = _digest(reference) == reference
     name = "NAME" if alone else reference.partition("@")[0]
@@ -192,7 +193,7 @@ class _Lookup:
         there = path.exists()
         kind = SizeMismatch if there else IntegrityError
         error = kind(path, expected=expected, got=got, consequence=f"the image {self._reference} is not whole")
-        again = bring_in(self._paths, self._reference, self._arch)
+        again = copy_command(self._paths, self._reference, self._arch)
         error.hint = f"{'remove that file and ' if there else ''}bring the image in again, such as by: {again}"
         return error
 

@@ -19,17 +19,15 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from systemfiles.foundation.arch import Arch
+from systemfiles.content.descriptors import INDEX, MANIFEST, Descriptor, canonical
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import (
     DigestMismatch,
     IntegrityError,
-    InvalidDigest,
     LockTimeout,
     NotFound,
     StoreError,
@@ -41,9 +39,6 @@ from systemfiles.foundation.paths import CONTENT_STORE, Paths
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 MANAGED = "io.systemfiles.managed"
 SOURCE = "io.systemfiles.source"
@@ -58,64 +53,6 @@ _WALKABLE = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    """What points to a blob (image-spec, descriptor.md). `size` in bytes."""
-
-    media_type: str
-    digest: Digest
-    size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
-        return {**plain, "annotations": dict(self.annotations)} if self.annotations else plain
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Descriptor:
-        """Raises StoreError when `value` is not a descriptor."""
-        try:
-            digest = Digest.parse(value["digest"])
-            size = value["size"]
-            if not isinstance(size, int) or size < 0:
-                raise ValueError(size)
-            return cls(str(value["mediaType"]), digest, size, dict(value.get("annotations") or {}))
-        except (KeyError, TypeError, ValueError, AttributeError, InvalidDigest) as error:
-            msg = f"{value!r:.200} is not an OCI descriptor"
-            raise StoreError(msg) from error
-
-
-def manifest(
-    config: Descriptor,
-    layers: Sequence[Descriptor],
-    annotations: Mapping[str, str],
-    *,
-    artifact_type: str | None = None,
-) -> bytes:
-    """The bytes of an image manifest (image-spec, manifest.md); the same for the same arguments."""
-    value: dict[str, Any] = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": config.to_json(),
-        "layers": [layer.to_json() for layer in layers],
-        "annotations": dict(annotations),
-    }
-    if artifact_type:
-        value["artifactType"] = artifact_type
-    return canonical(value)
-
-
-def image_config(arch: Arch, layers: Sequence[Descriptor]) -> bytes:
-    """The bytes of an image's configuration (image-spec, config.md) that says its platform and uncompressed layers."""
-    rootfs = {"type": "layers", "diff_ids": [layer.digest for layer in layers]}
-    return canonical({"architecture": arch.debian, "os": "linux", "config": {}, "rootfs": rootfs})
-
-
-def canonical(value: object) -> bytes:
-    """JSON with sorted keys and no spaces, so that equal values are equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 class Layout:

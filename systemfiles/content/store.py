@@ -1,8 +1,7 @@
 """Artifact directories and the content store under them, kept in step.
 
-Every artifact is also an OCI artifact in the layout, named `<kind>-<version>-<arch>`. Its layers are the record and
-the files; its config is an image's, so that tools that know only images show the platform. So each of the two can be
-written again from the other, and no other tool's collection frees its bytes.
+Every artifact is also an OCI artifact in the layout, named `<kind>-<version>-<arch>`. So each of the two can be written
+again from the other, and no other tool's collection frees its bytes.
 """
 
 from __future__ import annotations
@@ -14,16 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from systemfiles.content.artifacts import ARCHES, RECORD, Artifact, Artifacts, boot_file, parse_record
-from systemfiles.content.layout import (
-    IMAGE_CONFIG,
-    LARGEST_JSON,
-    MANIFEST,
-    Descriptor,
-    Layout,
-    canonical,
-    image_config,
-    manifest,
-)
+from systemfiles.content.descriptors import IMAGE_CONFIG, MANIFEST, Descriptor
+from systemfiles.content.layout import LARGEST_JSON, Layout
+from systemfiles.content.packaging import TITLE, pack
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
@@ -42,10 +34,7 @@ from systemfiles.version import __version__
 
 log = logging.getLogger(__name__)
 
-TITLE = "org.opencontainers.image.title"
-VERSION = "org.opencontainers.image.version"
-_MEDIA_TYPE = "application/vnd.systemfiles.{kind}.v1"
-HOST_FACTS = ("created_at", "created_by")
+_JSON = "application/json"
 
 
 def layout_name(kind: str, version: str, arch: Arch) -> str:
@@ -138,6 +127,10 @@ class Store:
                 raise VersionConflict(kind, version, arch.value, changes={"content": (before, now)})
         self._name(record, files)
         return self._publish(record, files)
+
+    def require_inputs(self, record: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> None:
+        """Refuses a record of other inputs than these, where they are known. Raises VersionConflict."""
+        _require_same(record["kind"], record["version"], Arch.parse(record["arch"]), record["inputs"], inputs)
 
     def promise(self, kind: str, version: str, arch: Arch, identity: str) -> None:
         """Lets `put` refuse any other content under this version from now on; see `identity_of`."""
@@ -263,17 +256,14 @@ class Store:
                 self.layout.create()
                 link_or_copy(artifact.directory / name, self.layout.blob(digest), scratch=self._paths.tmp)
             files[name] = Descriptor("application/octet-stream", digest, facts.size)
-        self._name({key: value for key, value in artifact.record.items() if key not in HOST_FACTS}, files)
+        self._name(artifact.record, files)
 
     def _name(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> None:
-        kind, version, arch = record["kind"], record["version"], Arch.parse(record["arch"])
-        media_type = _MEDIA_TYPE.format(kind=kind)
-        layers = [self.layout.add_bytes(canonical(record), f"{media_type}+json", annotations={TITLE: RECORD})]
-        for name, file in sorted(files.items()):  # the manifest is the same whoever writes it
-            layers.append(Descriptor(f"{media_type}.file", file.digest, file.size, {TITLE: name}))
-        config = self.layout.add_bytes(image_config(arch, layers), IMAGE_CONFIG)
-        data = manifest(config, layers, {VERSION: version}, artifact_type=media_type)
-        self.layout.name(layout_name(kind, version, arch), self.layout.add_bytes(data, MANIFEST))
+        packed = pack(record, files)
+        self.layout.add_bytes(packed.record, _JSON)
+        self.layout.add_bytes(packed.config, IMAGE_CONFIG)
+        target = self.layout.add_bytes(packed.manifest, MANIFEST)
+        self.layout.name(layout_name(record["kind"], record["version"], Arch.parse(record["arch"])), target)
 
     def _publish(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Artifact:
         blobs = {name: self.layout.blob(file.digest) for name, file in files.items()}

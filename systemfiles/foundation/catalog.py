@@ -78,6 +78,7 @@ Url = Annotated[str, StringConstraints(pattern=r"^(https?://|file:/)[^\s]+$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
 Registry = Annotated[str, StringConstraints(pattern=r"^(http://)?[^\s@/]+(/[^\s@/]+)*$")]
+KeyId = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PinnedReference = Annotated[str, StringConstraints(pattern=r"^[^\s@]+/[^\s@]+@sha256:[0-9a-f]{64}$")]
 
 
@@ -152,6 +153,14 @@ class Retention(CatalogModel):
     max_cache_bytes: Annotated[int, Field(ge=0)] | None = None
 
 
+class Trust(CatalogModel):
+    """Whose signatures artifacts from a registry must have: of one of `keys`, each a public key in PEM or the path of
+    one, and of none whose id is `revoked`."""
+
+    keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    revoked: tuple[KeyId, ...] = ()
+
+
 class Catalog(CatalogModel):
     """All that versions.toml and its overlays say."""
 
@@ -162,6 +171,9 @@ class Catalog(CatalogModel):
     initrd: dict[VersionName, Initrd] = {}
     mirrors: dict[str, tuple[str, ...]] = {}
     registries: tuple[Registry, ...] = ()
+    build: bool | None = None
+    """Whether what no registry has is fetched from its origin and built here; None is yes."""
+    trust: Trust | None = None
     retention: Retention | None = None
 
     @field_validator("mirrors")
@@ -250,7 +262,9 @@ def _merge(layers: list[Catalog], environ: Mapping[str, str]) -> Catalog:
         *environ.get(REGISTRY_VARIABLE, "").split(),
         *(registry for layer in reversed(layers) for registry in layer.registries),
     ]
-    merged["retention"] = next((layer.retention for layer in reversed(layers) if layer.retention), None)
+    for name in ("retention", "trust", "build"):
+        told = (getattr(layer, name) for layer in reversed(layers))
+        merged[name] = next((value for value in told if value is not None), None)
     merged["default_profile"] = next(layer.default_profile for layer in reversed(layers) if layer.default_profile)
     for layer in reversed(layers):
         for prefix, mirrors in layer.mirrors.items():

@@ -166,6 +166,10 @@ class SizeMismatch(IntegrityError):
     """The size in bytes differs."""
 
 
+class SignatureRefused(IntegrityError):
+    """What a registry has of a version is not signed as a trusted key would have signed it. `got` says why."""
+
+
 class InvalidKernel(SystemFilesError):
     """A file is not a kernel that a VMM can boot on this architecture. `found` says what it is instead."""
 

@@ -12,6 +12,7 @@
     │   ├── oci-cache/                 an OCI image layout: oci-layout, index.json, blobs/sha256/<hex>
     │   └── SHA256SUMS                 for `sha256sum -c`
     ├── registry.sqlite                assets, leases, tombstones; or in PostgreSQL, by $SYSTEMFILES_DATABASE_URL
+    ├── logs/boot-<kernel>-<initrd>-<arch>.log   what guests wrote when a boot check failed
     ├── collected.jsonl                what collections removed: one JSON object for each line
     └── tmp/, locks/                   never needed after a crash
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import InvalidName, UsageError
@@ -33,6 +34,8 @@ INITRD = "initrd"
 KINDS = (KERNEL, INITRD)
 CONTENT_STORE = "oci-cache"
 """Its directory, and the lock under which index.json is rewritten."""
+_SYSTEM, _TMP, _LOCKS = "system", "tmp", "locks"
+_REGISTRY, _COLLECTED = "registry.sqlite", "collected.jsonl"
 
 
 def is_version(text: str) -> bool:
@@ -58,21 +61,41 @@ def default_data_dir() -> Path:
     return user_data_path("systemfiles")
 
 
+def check_asset_path(path: str) -> str:
+    """`path` itself when an asset's file may be there: relative to a data directory, and in none of what is ours.
+
+    Raises UsageError.
+    """
+    parts = PurePosixPath(path).parts
+    if not parts or path != "/".join(parts) or path.startswith("/") or ".." in parts:
+        msg = f"{path!r:.200} is no path of an asset"
+        raise UsageError(msg, details=[("allowed", "a path below the data directory, with one / between names")])
+    # the database has files beside it
+    if parts[0] in (_SYSTEM, _TMP, _LOCKS) or parts[0].startswith((_REGISTRY, _COLLECTED)):
+        msg = f"{path!r:.200} is no path of an asset"
+        raise UsageError(msg, details=[("reserved", f"{_SYSTEM}, {_TMP}, {_LOCKS}, and the registry")])
+    return path
+
+
 class Paths:
     """Every path under one data directory."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.expanduser().absolute()
-        self.system = self.data_dir / "system"
-        self.tmp = self.data_dir / "tmp"
-        self.locks = self.data_dir / "locks"
+        self.system = self.data_dir / _SYSTEM
+        self.tmp = self.data_dir / _TMP
+        self.locks = self.data_dir / _LOCKS
         self.oci_cache = self.system / CONTENT_STORE
         self.sha256sums = self.system / "SHA256SUMS"
         self.pins = self.system / "pins"
         self.store = self.system / "store.json"
-        self.registry = self.data_dir / "registry.sqlite"
-        self.collected = self.data_dir / "collected.jsonl"
+        self.registry = self.data_dir / _REGISTRY
+        self.collected = self.data_dir / _COLLECTED
         self.versions_lock = self.system / "versions.lock"
+
+    def boot_log(self, name: str) -> Path:
+        """Where the serial log of a boot check is kept when the contract does not hold."""
+        return self.data_dir / "logs" / f"{name}.log"
 
     def kind(self, kind: str) -> Path:
         """The directory of all versions of a kind."""
@@ -82,13 +105,9 @@ class Paths:
         """The directory of one version for one architecture. Raises InvalidName."""
         return self.system / kind / check_version(kind, version) / arch.value
 
-    def inside(self, relative: str) -> Path:
-        """A path that is on record relative to the data directory. Raises UsageError for one that leads out of it."""
-        path = self.data_dir / relative
-        if relative.startswith("/") or ".." in path.parts or not relative:
-            msg = f"{relative!r:.200} is no path inside {self.data_dir}"
-            raise UsageError(msg)
-        return path
+    def asset(self, path: str) -> Path:
+        """The file of an asset that is no artifact. Raises UsageError, see `check_asset_path`."""
+        return self.data_dir / check_asset_path(path)
 
     def lock(self, name: str) -> Path:
         """The file whose lock guards `name`."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from systemfiles.content.images import Image, bring_in, find_image, pulled_name
-from systemfiles.content.layout import BASE, IMAGE_CONFIG, MANIFEST, SOURCE, Descriptor, image_config, manifest
+from systemfiles.content.descriptors import IMAGE_CONFIG, MANIFEST, Descriptor, image_config, manifest
+from systemfiles.content.images import Image, copy_command, find_image, pulled_name
+from systemfiles.content.layout import BASE, SOURCE
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import IntegrityError, NotProvisioned, StoreError, UsageError, blaming
@@ -19,6 +21,9 @@ from systemfiles.foundation.lockfile import PackagePin
 from systemfiles.provision.rolling import name_of_version
 from systemfiles.provision.site import FORGOTTEN, MIRRORS, Site
 from systemfiles.recipes.busybox import layer_from_deb
+
+if TYPE_CHECKING:
+    from systemfiles.provision.pull import Accept
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +84,7 @@ class Images:
         if not _names_registry(reference):
             if found := find_image(self._site.paths, reference, arch):
                 return found
-            provide = bring_in(self._site.paths, reference, arch)
+            provide = copy_command(self._site.paths, reference, arch)
             raise NotProvisioned(IMAGE, reference, arch.value, looked_in=self._layout.root, provide=provide)
         name = pulled_name(reference, arch)
         # a reference may be longer than a file's name
@@ -100,18 +105,21 @@ class Images:
             log.warning("the image %s is pulled again: %s", reference, error)
             return None
 
-    def fetch(self, reference: str, arch: Arch) -> Descriptor:
-        """Pulls an image or an artifact, which has no name here yet. Call it while `ingesting`. Raises as `image`."""
-        return self._pull(reference, arch)
+    def fetch(self, reference: str, arch: Arch, *, accept: Accept | None = None) -> Descriptor:
+        """Pulls an image or an artifact, which has no name here yet. Call it while `ingesting`.
+
+        `accept` as in `Puller.pull`. Raises as `image`.
+        """
+        return self._pull(reference, arch, accept=accept)
 
     def _layers(self, target: Descriptor) -> tuple[Path, ...]:
         layers = map(Descriptor.from_json, self._layout.read_json(target.digest)["layers"])
         return tuple(self._layout.blob(layer.digest) for layer in layers)
 
-    def _pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS) -> Descriptor:
+    def _pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS, accept: Accept | None = None) -> Descriptor:
         from systemfiles.provision.pull import Puller  # 100 ms for `requests`, and most runs fetch nothing
 
-        target = Puller(self._site).pull(reference, arch, hint=hint)
+        target = Puller(self._site).pull(reference, arch, hint=hint, accept=accept)
         return Descriptor(target.media_type, target.digest, target.size, {SOURCE: _identity(reference)})
 
     def _from_package(self, pin: PackagePin, arch: Arch) -> Descriptor:

@@ -1,11 +1,11 @@
-"""Initrds: what a name means today, then kept, recovered, or built for a kernel."""
+"""Initrds: what a name means today, then kept, recovered, taken from a registry, or built for a kernel."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from systemfiles.foundation.errors import (
     IncompatiblePair,
     IntegrityError,
     NotProvisioned,
+    SourceUnavailable,
     UnknownVersion,
     VersionConflict,
 )
@@ -27,8 +28,12 @@ from systemfiles.foundation.lockfile import InitrdPin, PackagePin, editing_lock
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.units import human_size
 from systemfiles.provision.images import Images
+from systemfiles.provision.published import Published
 from systemfiles.provision.site import BLOB, RECOVERED, Made, Site, new_record
 from systemfiles.recipes.initrd import InitrdBuild, build_initrd, initrd_inputs
+
+_CONTENT = re.compile(r"-([0-9a-f]{12})$")  # of a version that is named by its content
+_NO_LOCK = "bring the versions.lock of the release here, or let it be built here: build = true in versions.toml"
 
 
 class InitrdPlan(NamedTuple):
@@ -52,8 +57,9 @@ class InitrdPlan(NamedTuple):
 class Initrds:
     """Provides initrds and the base images they are built on. Safe to share among threads and processes."""
 
-    def __init__(self, site: Site, images: Images) -> None:
+    def __init__(self, site: Site, images: Images, published: Published) -> None:
         self._site = site
+        self._published = published
         self._images = images
 
     def concrete(self, name: str, kernel: Artifact, arch: Arch) -> str | None:
@@ -110,6 +116,9 @@ class Initrds:
             if recovered := self._recover(plan, arch):
                 self._lock_again(name, plan, recovered, arch)
                 return Made(recovered, RECOVERED)
+            if taken := self._take(name, plan, arch):
+                self._lock_again(name, plan, taken.artifact, arch)
+                return taken
             if plan.pin is None:
                 raise UnknownVersion(INITRD, name, known=self._site.catalog.initrd)
             _require_fit(name, plan.pin.inputs, kernel, plan.pin.kernel)
@@ -210,6 +219,26 @@ class Initrds:
             _require_fit(plan.version, found.inputs, plan.kernel, found.requires_kernel)
         return found
 
+    def _take(self, name: str, plan: InitrdPlan, arch: Arch) -> Made | None:
+        """The planned version as it was published; which one that is must be known here."""
+        version = plan.version
+        if version is None:
+            if self._site.catalog.build is False:
+                tried = [("versions.lock", f"it does not say what {name} is with kernel {plan.kernel.version}")]
+                subject = f"initrd {name} ({arch})"
+                raise SourceUnavailable(subject, tried=tried, hint=_NO_LOCK)
+            return None
+        content = _CONTENT.search(version) if plan.named_by_content else None
+        with self._locked_as(name, version, arch):
+            taken = self._published.take(INITRD, version, arch, plan.inputs, content=content[1] if content else "")
+        if taken:
+            _require_fit(version, taken.artifact.inputs, plan.kernel, taken.artifact.requires_kernel)
+        return taken
+
+    def _locked_as(self, name: str, version: str, arch: Arch) -> AbstractContextManager[None]:
+        """The lock of a version that was asked for as `name`, whose lock is held."""
+        return self._site.locked(INITRD, version, arch) if version != name else nullcontext()
+
     def _make(self, name: str, plan: InitrdPlan, pin: InitrdPin, arch: Arch) -> Made:
         store = self._site.store
         with ExitStack() as stack:
@@ -226,7 +255,7 @@ class Initrds:
         if plan.version not in (None, concrete):
             raise VersionConflict(INITRD, name, arch.value, changes={"content": (plan.version, concrete)})
         record = {**new_record(INITRD, concrete, arch, files, pin.inputs), **_facts(build, pin)}
-        with self._site.locked(INITRD, concrete, arch) if concrete != name else contextlib.nullcontext():
+        with self._locked_as(name, concrete, arch):
             # other inputs may have made the same content, and that is the same version
             artifact = store.kept(INITRD, concrete, arch, plan.inputs) or store.put(record, files)
         known = self._learn(name, concrete, pin, plan.kernel, arch) if plan.named_by_content else None

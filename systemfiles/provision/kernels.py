@@ -1,4 +1,4 @@
-"""Kernels: kept when they are intact, recovered from the content store, or made from their origin."""
+"""Kernels: kept when they are intact, recovered from the content store, published, or made from an origin."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from systemfiles.foundation.files import NewFile, scratch_dir, storing
 from systemfiles.foundation.lockfile import PackagePin
 from systemfiles.foundation.paths import KERNEL, check_version
 from systemfiles.foundation.units import human_size
+from systemfiles.provision.published import Published
 from systemfiles.provision.site import BLOB, FORGOTTEN, MIRRORS, RECOVERED, Made, Site, new_record
 from systemfiles.recipes.kernel import KernelBuild, build_kernel
 
@@ -25,8 +26,9 @@ from systemfiles.recipes.kernel import KernelBuild, build_kernel
 class Kernels:
     """Provides kernels. Safe to share among threads and processes."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, published: Published) -> None:
         self._site = site
+        self._published = published
 
     def kept(self, name: str, arch: Arch) -> Artifact | None:
         """The kernel called `name` when nothing is to do for it. Raises VersionConflict."""
@@ -51,6 +53,8 @@ class Kernels:
                 return Made(kept, "")
             if recovered := self._site.store.recover(KERNEL, version, arch, inputs):
                 return Made(recovered, RECOVERED)
+            if taken := self._published.take(KERNEL, version, arch, inputs):
+                return taken
             if source is None:
                 self._site.catalog.find_kernel(version, arch)
                 raise UnknownVersion(KERNEL, version, known=self._site.catalog.kernel)

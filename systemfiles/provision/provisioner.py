@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from systemfiles.content.artifacts import Artifacts
-from systemfiles.content.layout import Descriptor
+from systemfiles.content.descriptors import Descriptor
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog, Initrd, Kernel
 from systemfiles.foundation.errors import IntegrityError, UnknownVersion
 from systemfiles.foundation.files import write_file
 from systemfiles.foundation.lock import Timeout, locked
+from systemfiles.foundation.lockfile import PackagePin
 from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, check_version
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.provision.images import Images
 from systemfiles.provision.initrds import Initrds
 from systemfiles.provision.kernels import Kernels
+from systemfiles.provision.published import Published
 from systemfiles.provision.rolling import Move, Rolling
-from systemfiles.provision.site import Site
-from systemfiles.recipes.initrd import check_content
+from systemfiles.provision.site import Made, Site, despite_collections
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +42,10 @@ class Provisioner:
         self.rolling = Rolling(paths, catalog, timeout=timeout)
         self.store = Store(paths, artifacts, timeout=timeout)
         self._site = site = Site(paths, catalog, self.store, self.rolling, progress, timeout)
-        self.kernels = Kernels(site)
         self.images = Images(site)
-        self.initrds = Initrds(site, self.images)
+        self.published = Published(site, self.images)
+        self.kernels = Kernels(site, self.published)
+        self.initrds = Initrds(site, self.images, self.published)
         self._paths = paths
         self._catalog = catalog
         self._timeout = timeout
@@ -73,10 +75,26 @@ class Provisioner:
         # what is here counts whatever the catalog says: a version that a newer one dropped is still provided
         if arch in pinned.get(name, {}) or self.store.holds(kind, name, arch):
             return
+        if entry is None and self._catalog.registries:
+            return  # which may have it
         if entry is not None:
             self._catalog.find_kernel(name, arch)
         there = [version for version, found in self.store.artifacts.versions(kind) if found is arch]
         raise UnknownVersion(kind, name, known=sorted({*offered, *pinned, *there}))
+
+    def provide(
+        self, kernel: str, initrds: Collection[str], arch: Arch, *, newer: Mapping[str, PackagePin] | None = None
+    ) -> tuple[Made, ...]:
+        """A kernel and initrds that go with it, whatever collections take meanwhile; in this order.
+
+        `newer` as in `Initrds.provide`. Raises as that and `Kernels.provide`.
+        """
+
+        def provide_all() -> tuple[Made, ...]:
+            booted = self.kernels.provide(kernel, arch)
+            return booted, *(self.initrds.provide(name, booted.artifact, arch, newer=newer) for name in initrds)
+
+        return despite_collections(provide_all)
 
     def update(self, kernel: str, initrd: str | None, arch: Arch) -> tuple[Move, ...]:
         """Moves the rolling names among these to what apt has now, once all of that is provisioned."""
@@ -87,11 +105,14 @@ class Provisioner:
     def _update(self, kernel: str, wanted: Sequence[str], arch: Arch) -> tuple[Move, ...]:
         resolved = self.rolling.newest([kernel], wanted, arch)
         version = resolved.kernels[kernel][0] if kernel in resolved.kernels else kernel
-        provided = self.kernels.provide(version, arch).artifact
         before = self.rolling.concrete_kernel(kernel, arch)
-        for name in dict.fromkeys([*wanted, *self._initrds_beside(kernel, before, arch)]):
-            self.initrds.provide(name, provided, arch, newer=resolved.busyboxes)
-        return self.rolling.settle(resolved, arch)
+        initrds = dict.fromkeys([*wanted, *self._initrds_beside(kernel, before, arch)])
+        self.provide(version, initrds, arch, newer=resolved.busyboxes)
+        moves = self.rolling.settle(resolved, arch)
+        with self.store.layout.exclusively():
+            pass  # a collection that has looked into versions.lock before that has removed what it will
+        self.provide(version, initrds, arch, newer=resolved.busyboxes)
+        return moves
 
     def _initrds_beside(self, kernel: str, version: str | None, arch: Arch) -> Iterator[str]:
         """Initrds of other profiles that were provided here for a kernel that is about to move."""
@@ -114,28 +135,6 @@ class Provisioner:
         with self._site.locked(kind, version, arch):
             kept = self.store.kept(kind, version, arch, None) or self.store.recover(kind, version, arch, None)
             return kept is not None
-
-    def fetch(
-        self, reference: str, kind: str, version: str, arch: Arch, *, sums: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        """Takes in what a registry has as `reference`, if it is this version and has the content that was promised.
-
-        `sums` is what its record must say of its files, unless empty. Raises SourceError, IntegrityError, UsageError,
-        VersionConflict, StoreError.
-        """
-        with self._site.locked(kind, version, arch):
-            if self.store.kept(kind, version, arch, None):
-                return  # somebody else was here first
-            record, files = self.store.describe(self.images.fetch(reference, arch))
-            got: object = "{kind} {version} ({arch})".format(**record)
-            expected: object = f"{kind} {version} ({arch})"
-            if got == expected and sums:
-                got, expected = record["files"], sums
-            if got != expected:
-                raise IntegrityError(reference, expected=expected, got=got, consequence="it was refused")
-            if kind == INITRD:
-                check_content(self.store.layout.blob(files[INITRD].digest), record["content_sha256"], subject=reference)
-            self.store.put(record, files)
 
     def put_together(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> None:
         """Writes an artifact from blobs that are in the content store. Raises VersionConflict, StoreError."""

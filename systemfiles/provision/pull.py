@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
+from systemfiles.content.descriptors import IMAGE_CONFIG, Descriptor
+from systemfiles.content.descriptors import manifest as image_manifest
 from systemfiles.content.images import entry_of, parts_of, read_config
-from systemfiles.content.layout import IMAGE_CONFIG, Descriptor
-from systemfiles.content.layout import manifest as image_manifest
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import NoSpace
 from systemfiles.foundation.files import free_bytes
@@ -28,6 +28,8 @@ from systemfiles.sources.http import candidates, try_each
 from systemfiles.sources.oci import Reference, Repository
 from systemfiles.sources.transport import Transport
 
+Accept = Callable[[Repository, Manifest], None]
+
 PARALLEL = 4
 CONVERTED = "io.systemfiles.converted-from"
 _AS_OCI = {
@@ -44,21 +46,22 @@ class Puller:
         self._site = site
         self._layout = site.store.layout
 
-    def pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS) -> Descriptor:
+    def pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS, accept: Accept | None = None) -> Descriptor:
         """The manifest of image `reference` for `arch`, with all it refers to in the content store.
 
-        Mirrors are tried first, the registry last; `hint` is for when none has it. Raises SourceUnavailable,
+        Mirrors are tried first, the registry last; `hint` is for when none has it. `accept` is called with each one's
+        repository and what `reference` names there, and raises unless that is acceptable. Raises SourceUnavailable,
         IntegrityError, UsageError, StoreError.
         """
         pulled: list[Descriptor] = []
 
         def get(place: str) -> None:
-            pulled.append(self._pull_from(Reference.parse(place), arch))
+            pulled.append(self._pull_from(Reference.parse(place), arch, accept))
 
         try_each(candidates(reference, self._site.catalog.mirrors), get, subject=f"image {reference}", hint=hint)
         return pulled[-1]
 
-    def _pull_from(self, reference: Reference, arch: Arch) -> Descriptor:
+    def _pull_from(self, reference: Reference, arch: Arch, accept: Accept | None) -> Descriptor:
         stop = threading.Event()
         repository = Repository(
             reference.registry,
@@ -71,6 +74,8 @@ class Puller:
             return repository.manifest(entry_of(entry, subject=repository.name).digest)
 
         found = repository.manifest(reference.target)
+        if accept:
+            accept(repository, found)
         manifest = for_platform(found, arch, get, subject=repository.name)
         config, *layers = parts = parts_of(manifest, subject=str(reference))
         self._layout.create()

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from systemfiles.content.artifacts import Artifact
-from systemfiles.content.layout import Descriptor
+from systemfiles.content.descriptors import Descriptor
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
+from systemfiles.foundation.errors import NotProvisioned
 from systemfiles.foundation.files import NEW, STAGED, WORK, remove_abandoned
 from systemfiles.foundation.lock import Timeout, locked
-from systemfiles.foundation.paths import Paths, check_version
+from systemfiles.foundation.paths import KINDS, Paths, check_version
 from systemfiles.foundation.progress import Progress
 from systemfiles.provision.rolling import Rolling
+
+log = logging.getLogger(__name__)
 
 BLOB = "application/octet-stream"
 RECOVERED = "written again from the content store"
 MIRRORS = (
     "use a mirror ([mirrors] in versions.toml or $SYSTEMFILES_MIRRORS), or another profile, such as profile=debian"
 )
+_TRIES = 20
 FORGOTTEN = "an archive keeps only its newest packages; doit update moves to what it has now"
+
+T = TypeVar("T")
 
 
 class Made(NamedTuple):
@@ -31,6 +38,23 @@ class Made(NamedTuple):
 
     artifact: Artifact
     note: str
+
+
+def despite_collections(provide: Callable[[], T]) -> T:
+    """What `provide` gives, asked again when a collection has taken what it had provided before it came to its end.
+
+    Raises NotProvisioned when collections do so again and again.
+    """
+    for _ in range(_TRIES):
+        try:
+            return provide()
+        except NotProvisioned as error:
+            if error.kind not in KINDS:
+                raise  # an image, which somebody else has to bring
+            taken = error
+            log.info("a collection took %s %s: it is provided once more", error.kind, error.version)
+    taken.hint = f"collections took it {_TRIES} times as soon as it was there: let them have a grace period"
+    raise taken
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def read_modinfo(data: bytes | Path, *, name: str | None = None) -> Modinfo:
     subject = name or (str(data) if isinstance(data, Path) else "kernel module")
     raw = unpack_module(data.read_bytes() if isinstance(data, Path) else data, name=subject)
     facts: dict[str, list[str]] = {}
-    for item in _modinfo_section(raw, subject).split(b"\0"):
+    for item in modinfo_section(raw, subject).split(b"\0"):
         key, _, value = item.decode("utf-8", "surrogateescape").partition("=")
         facts.setdefault(key, []).append(value)
     softdeps = [parse_softdep(value.split()) for value in facts.get("softdep", ())]
@@ -85,7 +85,7 @@ def read_modinfo(data: bytes | Path, *, name: str | None = None) -> Modinfo:
     return info
 
 
-def _modinfo_section(raw: bytes, subject: str) -> bytes:
+def modinfo_section(raw: bytes, subject: str) -> bytes:
     if len(raw) < _EHDR.size or not raw.startswith(_ELF):
         _refuse(subject, "it is no 64-bit, little-endian ELF file")
     start, size, count, names_index = _EHDR.unpack_from(raw)

@@ -7,11 +7,12 @@ is spoken on loopback, and where a reference begins with `http://`; no credentia
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
@@ -25,7 +26,7 @@ from systemfiles.foundation.errors import (
     UsageError,
 )
 from systemfiles.foundation.files import NewFile
-from systemfiles.foundation.manifests import INDEXES, MANIFESTS, Manifest, parse_manifest
+from systemfiles.foundation.manifests import IMAGE_INDEX, IMAGE_MANIFEST, INDEXES, MANIFESTS, Manifest, parse_manifest
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.foundation.units import printable
 from systemfiles.sources.credentials import credential_for
@@ -51,6 +52,7 @@ LARGEST_MANIFEST = 4 << 20
 _LOGINS = 5  # other threads may get tokens meanwhile, which are not good for what this one asks
 _ACCEPTED = {"Accept": ", ".join((*MANIFESTS, *INDEXES, "*/*"))}  # a registry denies what it has as something else
 _IN_THE_CLEAR = "http://"
+_NO_LIST = (requests.codes.bad_request, requests.codes.not_found, requests.codes.method_not_allowed)
 
 # distribution-spec, "Pulling manifests"
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
@@ -130,8 +132,11 @@ class Repository:
 
         Raises DigestMismatch, SourceRefused, Answered, Interrupted, Unreachable.
         """
-        url = urljoin(self._base, f"manifests/{target}")
-        raw, headers = self._patiently(lambda attempts: self._get_manifest(url, attempts))
+        return self._manifest(f"manifests/{target}", target)
+
+    def _manifest(self, path: str, target: str) -> Manifest:
+        url = urljoin(self._base, path)
+        raw, headers = self._patiently(lambda attempts: self._get_small(url, attempts))
         got = Digest.of(raw)
         # without a digest of our own, what the registry says of its bytes must at least be true
         expected = target if ":" in target else headers.get("Docker-Content-Digest", "")
@@ -140,7 +145,32 @@ class Repository:
         media_type = headers.get("Content-Type", "").partition(";")[0].strip()
         return parse_manifest(raw, media_type, subject=f"{self.name}@{got}")
 
-    def _get_manifest(self, url: str, attempts: Attempts) -> tuple[bytes, Mapping[str, str]]:
+    def referrers(self, digest: Digest) -> list[Mapping[str, Any]]:
+        """The descriptors of what refers to a manifest (distribution-spec, "Listing Referrers"): their first page.
+
+        Where the registry keeps no such list, it is the one under the tag that clients keep instead. Raises as
+        `manifest`, and without a list by either way there is none.
+        """
+        for path in (f"referrers/{digest}", f"manifests/{_listing(digest)}"):
+            try:
+                found = self._manifest(path, "")
+            except (Answered, SourceRefused) as error:
+                if isinstance(error, Answered) and error.status not in _NO_LIST:
+                    raise
+                continue  # some registries answer with a page of their own
+            entries = found.value.get("manifests")
+            return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        return []
+
+    def small_blob(self, digest: Digest) -> bytes:
+        """The bytes of a blob of at most 4 MiB, verified. Raises as `manifest`."""
+        url = urljoin(self._base, f"blobs/{digest}")
+        raw, _ = self._patiently(lambda attempts: self._get_small(url, attempts))
+        if (got := Digest.of(raw)) != digest:
+            raise DigestMismatch(url, expected=digest, got=got, consequence="it was discarded")
+        return raw
+
+    def _get_small(self, url: str, attempts: Attempts) -> tuple[bytes, Mapping[str, str]]:
         with self._open("GET", url, headers=_ACCEPTED) as response:
             raw = read_whole(self._transport, response, LARGEST_MANIFEST, attempts.deadline)
             return raw, response.headers
@@ -186,15 +216,32 @@ class Repository:
 
     def push_manifest(self, raw: bytes, media_type: str, target: str) -> Digest:
         """Puts a manifest under a tag or its digest; returns its digest. Raises SourceRefused, SourceUnavailable."""
+        self._push_manifest(raw, media_type, target)
+        return Digest.of(raw)
+
+    def attach(self, raw: bytes, subject: Digest, listed: Mapping[str, Any]) -> Digest:
+        """Puts a manifest that refers to `subject`; `listed` is its descriptor among those. Raises as `push_manifest`.
+
+        A registry that keeps no list of referrers is given one under a tag (distribution-spec, "Referrers Tag Schema");
+        two clients that attach at once may lose an entry of that.
+        """
+        digest = Digest.of(raw)
+        if "OCI-Subject" not in self._push_manifest(raw, IMAGE_MANIFEST, digest):
+            others = self._insist(lambda _: self.referrers(subject), f"referrers of {subject}")
+            if digest not in [entry.get("digest") for entry in others]:
+                index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [*others, listed]}
+                self._push_manifest(json.dumps(index).encode(), IMAGE_INDEX, _listing(subject))
+        return digest
+
+    def _push_manifest(self, raw: bytes, media_type: str, target: str) -> Mapping[str, str]:
         url = urljoin(self._base, f"manifests/{target}")
 
-        def send(attempts: Attempts) -> None:
-            with self._open("PUT", url, headers={"Content-Type": media_type}, body=raw):
-                return
+        def send(attempts: Attempts) -> Mapping[str, str]:
+            with self._open("PUT", url, headers={"Content-Type": media_type}, body=raw) as response:
+                return response.headers
 
         self._login.actions = "pull,push"
-        self._insist(send, f"manifest {target}")
-        return Digest.of(raw)
+        return self._insist(send, f"manifest {target}")
 
     def _exists(self, path: str) -> bool:
         def ask(attempts: Attempts) -> bool:
@@ -275,3 +322,8 @@ class Repository:
             authorization=lambda hop: shown if host_of(hop) == self._host else None,
             body=body,
         )
+
+
+def _listing(digest: Digest) -> str:
+    """The tag under which clients list the referrers of a manifest."""
+    return f"sha256-{digest.hex}"

@@ -136,6 +136,7 @@ EVERY_ERROR: list[SystemFilesError] = [
     errors.NotProvisioned("kernel", "rolling", "x86_64", looked_in=Path("/data"), stands_for="k1"),
     errors.IncompatiblePair("k1", "i1", requires="k2"),
     errors.IntegrityError("file", expected="good", got="bad", consequence="it was not used"),
+    errors.SignatureRefused("index", expected="a signature", got="no signature", consequence="it was refused"),
     errors.DigestMismatch(Path("/f"), expected="sha256:a", got="sha256:b", consequence="it was discarded"),
     errors.SizeMismatch(Path("/f"), expected="3 bytes", got="4 bytes", consequence="it was discarded"),
     errors.InvalidKernel(Path("/k"), expected="an ELF", found="a web page"),

@@ -12,8 +12,9 @@ import pytest
 
 from systemfiles.foundation import cpio
 from systemfiles.foundation.errors import InvalidArchive
-from systemfiles.recipes import contract, probe
+from systemfiles.recipes import contract, guests
 from systemfiles.recipes.bootreport import ENDING, STEPS, Findings, Report, State, brief
+from systemfiles.recipes.guestconfig import GuestConfig
 from systemfiles.recipes.probe import Probe
 
 SUBJECT = {"arch": "x86_64", "kernel": "k1", "initrd": "v1", "machine": "q35", "accel": "tcg"}
@@ -73,7 +74,7 @@ def test_what_fails_is_told_with_what_was_expected_and_where_the_log_is(tmp_path
     findings = complete()
     findings.guest = "as a user"
     findings.expect(5, "/etc/resolv.conf", "nameserver 10.0.2.3", None)
-    console = "\x1b[2Jhello\tthere\n\nsystemfiles-probe: started x\nbye\n"
+    console = "\x1b[2Jhello\tthere\n\nsystemfiles-probe word: started x\nbye\n"
     text = report(findings, console, log=tmp_path / "a.log").text()
     assert (
         "   5  network                       FAILED\n"
@@ -118,32 +119,79 @@ def test_what_a_guest_tells_is_shown_in_one_line_that_does_no_harm() -> None:
     assert len(brief("x" * 10_000)) < 250
 
 
-def test_of_what_the_probe_tells_the_first_counts() -> None:
-    console = (
-        "systemfiles-probe: shm 1777;\nx systemfiles-probe: a b\nsystemfiles-probe: shm 0;\nsystemfiles-probe: e \n"
-    )
-    assert probe.facts(console) == {"shm": "1777;", "e": ""}
+ASKED = Probe(b"", frozenset({"overlay"}), "word")
+
+
+def test_of_what_the_probe_tells_the_first_counts_and_nobody_else_can_tell_it() -> None:
+    lines = ["word: shm 1777;", "word: shm 0;", "word: e ", "other: a b", ": a b"]
+    console = "x systemfiles-probe word: a b\n" + "".join(f"systemfiles-probe {line}\n" for line in lines)
+    assert ASKED.facts(console) == {"shm": "1777;", "e": ""}
+    assert ASKED.told("shm").search(console)
+    assert not ASKED.told("a").search(console)
 
 
 TOLD = (
     *("cmdline", "environ", "ids", "mounts", "shm", "serials", "modules"),
-    *("address", "routes", "kernel-log", "directory", "fetched"),
+    *("address", "routes", "clock", "directory", "fetched", "passwd", "group"),
 )
 
 
 def test_nothing_that_a_guest_tells_is_more_than_a_finding() -> None:
-    asked = Probe(b"", frozenset({"overlay"}), "word")
-    for value in ("", ";;;", "zz", "Uid:\tx", "ff" * 10, "[ 1.0] Run /init as init", f"Groups:{'9' * 5000}"):
+    for value in ("", ";;;", "zz", "Uid:\tx", "ff" * 10, f"{'9' * 5000}.00 1", f"Groups:{'9' * 5000}"):
         facts = dict.fromkeys(TOLD, value)
         findings = Findings()
-        contract.check_any(findings, facts, asked.modules, ["rootfs"])
-        contract.check_network(findings, facts, asked.nonce)
-        contract.check_everything(findings, facts, asked, asked.everything())
-        contract.check_user(findings, facts, asked)
-        contract.check_image(findings, facts, asked.user())
-        contract.check_systemd(findings, facts, asked)
+        contract.check_any(findings, facts, ASKED.modules, ["rootfs"])
+        contract.check_network(findings, facts, ASKED.nonce)
+        contract.check_full(findings, facts, ASKED, ASKED.full())
+        contract.check_user(findings, facts, ASKED)
+        contract.check_image(findings, facts, ASKED.user())
+        contract.check_systemd(findings, facts, ASKED)
         assert set(findings.problems) == {1, 2, 3, 4, 5, 6, 7, 8, 9}
         assert contract.init_seconds(facts) is None
+
+
+IDS = "Uid:\t7\t7\t7\t7;Gid:\t8\t8\t8\t8;Groups:\t8 9;"
+FILES = {"passwd": b"web:x:7:8::/srv:/bin/sh\n".hex(), "group": b"logs:x:9:web\n".hex()}
+
+
+@pytest.mark.parametrize(
+    ("facts", "wrong"),
+    [
+        ({"ids": IDS}, set()),
+        ({"ids": IDS.replace("8 9", "8")}, {"its groups"}),
+        ({"ids": IDS.replace("Gid:\t8", "Gid:\t0")}, {"its gid"}),
+        ({"ids": IDS.replace("Uid:\t7\t7", "Uid:\t7\t0")}, {"its uid"}),
+        ({"ids": IDS, "environ": b"HOME=/\0".hex()}, {"the home directory"}),
+    ],
+)
+def test_an_image_that_names_its_user_is_held_to_its_own_files(facts: dict[str, str], wrong: set[str]) -> None:
+    findings = Findings()
+    told = {"environ": b"HOME=/srv\0".hex(), "directory": "/", **FILES, **facts}
+    contract.check_image(findings, told, GuestConfig(entrypoint=["x"], user="web"))
+    assert {problem.what for problem in findings.problems.get(8, ())} == wrong
+
+
+def test_a_user_who_cannot_read_who_it_is_is_not_held_to_it() -> None:
+    findings = Findings()
+    told = {"environ": b"HOME=/srv\0".hex(), "directory": "/", "ids": IDS}
+    contract.check_image(findings, told, GuestConfig(entrypoint=["x"], user="web"))
+    assert 8 not in findings.problems
+
+
+def test_the_time_of_init_is_told_to_anybody() -> None:
+    assert contract.init_seconds({"clock": "1.52 111"}) == pytest.approx(0.41)
+
+
+def test_patterns_are_met_in_whole_lines_however_much_is_written() -> None:
+    first, second = ASKED.told("started"), ASKED.told("time")
+    watch = guests.Watch({first: 60.0, second: 10.0})
+    assert watch(b"\nsystemfiles-probe word: sta") is None
+    assert watch(b"rted image\r\n") == 60.0
+    for _ in range(100):
+        assert watch(b"y\n" * 50_000) is None
+    assert watch(b"x" * 200_000 + b"\nsystemfiles-probe other: time over\n") is None
+    assert watch(b"systemfiles-probe word: time over\nsystemfiles-probe word: started\n") == 10.0
+    assert watch.met == {first, second}
 
 
 def initrd(path: Path, records: Iterable[cpio.Record], *, packed: bool = True) -> Path:

@@ -15,8 +15,9 @@ import pytest
 from systemfiles.bootfiles import BootFiles, InitrdFile, KernelFile
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import ToolFailed, ToolMissing, UsageError
-from systemfiles.recipes import qemu
-from systemfiles.recipes.qemu import Q35, VIRT, Machine, Outcome
+from systemfiles.recipes import console, qemu
+from systemfiles.recipes.console import Outcome
+from systemfiles.recipes.qemu import Q35, VIRT, Machine
 
 KERNEL = KernelFile(Path("/k/vmlinux"), "k1", Arch.X86_64, "0" * 64, 1)
 FILES = BootFiles(KERNEL, InitrdFile(Path("/i/initrd"), "v1", Arch.X86_64, "0" * 64, 1, "0" * 64))
@@ -133,7 +134,7 @@ def test_its_output_is_the_console_and_goes_to_the_log_as_it_is(emulator: Emulat
     assert outcome.status == 0
     assert outcome.lines == ["typed", "x", "\\xff\x1b[2J"]
     assert (tmp_path / "log").read_bytes() == b"before\ntyped\nx\r\n\xff\x1b[2J"
-    assert qemu.shown(outcome.console) == "typed\nx\n\\xff\\x1b[2J"
+    assert console.shown(outcome.console) == "typed\nx\n\\xff\\x1b[2J"
 
 
 def test_a_failure_of_qemu_itself_is_told_with_what_it_wrote(emulator: Emulator) -> None:
@@ -159,29 +160,29 @@ def test_the_time_limit_stops_it_and_the_log_has_what_came_before(emulator: Emul
 def test_a_guest_that_writes_for_ever_costs_no_more_than_was_agreed(
     emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qemu, "CONSOLE_HEAD", 100_000)
+    monkeypatch.setattr(console, "HEAD", 100_000)
     emulator("echo first; yes; echo never")
     outcome = run(limit=1, log=tmp_path / "log")
     assert outcome.status is None
     assert outcome.lines[0] == "first"
     assert "bytes are left out here]" in outcome.console
     assert outcome.lines[-2] == "y"
-    assert len(outcome.console) < 100_000 + qemu.CONSOLE_TAIL + 100
+    assert len(outcome.console) < 100_000 + console.TAIL + 100
     assert (tmp_path / "log").read_text() == outcome.console
 
 
-def test_who_watches_may_shorten_the_time(emulator: Emulator) -> None:
+def test_who_watches_sees_every_piece_and_may_shorten_the_time(emulator: Emulator) -> None:
     emulator("echo one; sleep 0.3; echo two; exec sleep 100")
     seen: list[bytes] = []
 
-    def watch(console: bytes) -> float | None:
-        seen.append(console)
-        return 0.2 if b"two" in console else None
+    def watch(piece: bytes) -> float | None:
+        seen.append(piece)
+        return 0.2 if b"two" in piece else None
 
     outcome = run(watch=watch)
     assert (outcome.status, outcome.lines) == (None, ["one", "two"])
     assert outcome.seconds < 5
-    assert seen == [b"one\n", b"one\ntwo\n"]
+    assert seen == [b"one\n", b"two\n"]
 
 
 def test_who_is_told_of_progress_may_interrupt_it(emulator: Emulator, tmp_path: Path) -> None:
@@ -230,8 +231,8 @@ def wait_until(happened: Callable[[], bool]) -> None:
 
 
 def test_an_outcome_knows_what_init_and_the_kernel_said() -> None:
-    console = "x\nsystemfiles: error: no config.sh (why)\n\nsystemfiles: exit 125\n[ 1.0] reboot: Power down\n"
-    outcome = Outcome(0, console, 1.0)
+    text = "x\nsystemfiles: error: no config.sh (why)\n\nsystemfiles: exit 125\n[ 1.0] reboot: Power down\n"
+    outcome = Outcome(0, text, 1.0)
     assert (outcome.exit, outcome.errors, outcome.panic, outcome.clean) == (125, ("no config.sh (why)",), None, True)
     outcome = Outcome(0, "[ 1.0] Kernel panic - not syncing: Attempted to kill init!\n", 1.0)
     assert (outcome.exit, outcome.panic, outcome.clean) == (None, "Attempted to kill init!", False)

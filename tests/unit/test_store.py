@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from systemfiles.content.artifacts import MODULES, RECORD, Artifact, Artifacts
-from systemfiles.content.layout import MANIFEST, REF_NAME, Descriptor, Layout, canonical
-from systemfiles.content.store import TITLE, Store, changes, layout_name
+from systemfiles.content.descriptors import MANIFEST, Descriptor, canonical
+from systemfiles.content.layout import REF_NAME, Layout
+from systemfiles.content.packaging import TITLE
+from systemfiles.content.store import Store, changes, layout_name
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import IntegrityError, StoreError, VersionConflict

@@ -1,0 +1,107 @@
+"""A kernel or an initrd as an OCI artifact: in the content store, and in registries (image-spec, manifest.md).
+
+::
+
+    index                               one for each version, in registries only
+    ├── artifactType                    application/vnd.systemfiles.<kind>.v1
+    ├── annotations                     the version
+    └── manifests                       one for each architecture, with its platform
+        └── manifest
+            ├── artifactType            as above
+            ├── config                  an image's, so that tools that know only images show the platform
+            └── layers                  artifact.json without what is of one host, then the files, by name
+
+The same record and files make the same bytes wherever that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from systemfiles.content.artifacts import RECORD
+from systemfiles.content.descriptors import (
+    IMAGE_CONFIG,
+    INDEX,
+    MANIFEST,
+    Descriptor,
+    canonical,
+    image_config,
+    manifest,
+)
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.digest import Digest
+
+TITLE = "org.opencontainers.image.title"
+VERSION = "org.opencontainers.image.version"
+EMPTY = b"{}"
+"""What stands for a config that there is none of (image-spec, manifest.md, "Guidance for an Empty Descriptor")."""
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+HOST_FACTS = ("created_at", "created_by")
+DOCUMENTS = {"sbom.cdx.json": "io.systemfiles.sbom", "provenance.json": "io.systemfiles.provenance"}
+"""What is published about each manifest, and the annotation on its entry in the index that is the referrer's digest."""
+
+
+class Packed(NamedTuple):
+    """The three documents of an artifact, and its manifest's descriptor."""
+
+    record: bytes
+    config: bytes
+    manifest: bytes
+    target: Descriptor
+
+
+def artifact_type(kind: str) -> str:
+    """The media type of a kind of artifact."""
+    return f"application/vnd.systemfiles.{kind}.v1"
+
+
+def pack(record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Packed:
+    """The documents of the artifact that `record` describes; `files` are its blobs, by file name."""
+    media_type, arch = artifact_type(record["kind"]), Arch.parse(record["arch"])
+    described = canonical({key: value for key, value in record.items() if key not in HOST_FACTS})
+    layers = [descriptor_of(described, f"{media_type}+json", {TITLE: RECORD})]
+    for name, file in sorted(files.items()):  # the manifest is the same whoever writes it
+        layers.append(Descriptor(f"{media_type}.file", file.digest, file.size, {TITLE: name}))
+    config = image_config(arch, layers)
+    data = manifest(descriptor_of(config, IMAGE_CONFIG), layers, {VERSION: record["version"]}, artifact_type=media_type)
+    return Packed(described, config, data, descriptor_of(data, MANIFEST))
+
+
+def pack_index(kind: str, version: str, manifests: Mapping[Arch, Descriptor]) -> bytes:
+    """The index of a version's manifests, whose annotations it keeps."""
+    entries = [
+        {
+            **target.to_json(),
+            "artifactType": artifact_type(kind),
+            "platform": {"architecture": arch.debian, "os": "linux"},
+        }
+        for arch, target in sorted(manifests.items(), key=lambda entry: entry[0].value)
+    ]
+    return canonical(
+        {
+            "schemaVersion": 2,
+            "mediaType": INDEX,
+            "artifactType": artifact_type(kind),
+            "manifests": entries,
+            "annotations": {VERSION: version},
+        }
+    )
+
+
+def pack_document(name: str, media_type: str, data: bytes, subject: Descriptor) -> bytes:
+    """The manifest of a document that refers to the manifest `subject`, of which it tells something."""
+    value = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": media_type,
+        "config": descriptor_of(EMPTY, EMPTY_TYPE).to_json(),
+        "layers": [descriptor_of(data, media_type, {TITLE: name}).to_json()],
+        "subject": subject.to_json(),
+    }
+    return canonical(value)
+
+
+def descriptor_of(data: bytes, media_type: str, annotations: Mapping[str, str] | None = None) -> Descriptor:
+    """What points to `data`."""
+    return Descriptor(media_type, Digest.of(data), len(data), annotations or {})

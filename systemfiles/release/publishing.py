@@ -1,0 +1,208 @@
+"""Pushing a release to an OCI registry, so that a thousand hosts pull what one built.
+
+For each version, in this order, so that whoever stops it leaves nothing that points to nothing:
+
+1. the blobs and the manifest of each architecture, then its SBOM and provenance, which refer to that;
+2. the index, by its digest, and its signatures (see sources/signatures.py);
+3. the tag `<registry>/<kind>:<version>`.
+
+What is there already is not sent again. A version that was published is never changed: its manifests must be these, and
+its documents stay the ones it was first published with. An architecture, or a signature, may be added.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from systemfiles.content.artifacts import Artifact
+from systemfiles.content.descriptors import IMAGE_CONFIG, INDEX, MANIFEST, Descriptor, canonical
+from systemfiles.content.packaging import DOCUMENTS, EMPTY, Packed, descriptor_of, pack, pack_document, pack_index
+from systemfiles.foundation.arch import Arch
+from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.errors import DigestMismatch, SourceRefused, SourceUnavailable, VersionConflict
+from systemfiles.foundation.manifests import Manifest
+from systemfiles.foundation.progress import Progress, silent
+from systemfiles.release.documents import DOCUMENTS as KINDS_OF_DOCUMENT
+from systemfiles.sources.oci import Reference, Repository
+from systemfiles.sources.signatures import (
+    KEY_ID,
+    PAYLOAD,
+    SIGNATURE,
+    PrivateKey,
+    PublicKey,
+    payload,
+    signed_digest,
+    tag_of,
+)
+from systemfiles.sources.transport import Answered, Interrupted, Unreachable
+
+_BLOB = "application/octet-stream"
+
+
+class Publication(NamedTuple):
+    """One version in a registry: its reference with the digest, for which architectures, and what was done for it."""
+
+    reference: str
+    arches: tuple[Arch, ...]
+    pushed: int
+    signed: tuple[str, ...]
+
+
+def publish(
+    artifacts: Iterable[Artifact], registry: str, keys: Sequence[PrivateKey] = (), *, progress: Progress = silent
+) -> Iterator[Publication]:
+    """Pushes each version below `registry` and signs it with `keys`; says so as soon as a version is whole there.
+
+    `pushed` counts blobs and manifests that were not there. Raises VersionConflict for a version that is published with
+    other content, SourceRefused, SourceUnavailable, UsageError.
+    """
+
+    def named(artifact: Artifact) -> tuple[str, str]:
+        return artifact.kind, artifact.version
+
+    for (kind, version), group in groupby(sorted(artifacts, key=named), key=named):
+        reference = Reference.parse(f"{registry}/{kind}:{version}")
+        yield _Publishing(reference, kind, version, progress).run([*group], keys)
+
+
+class _Publishing:
+    """One version on its way to a registry."""
+
+    def __init__(self, reference: Reference, kind: str, version: str, progress: Progress) -> None:
+        self._reference = reference
+        self._repository = Repository(reference.registry, reference.repository, plain_http=reference.plain_http)
+        self._kind = kind
+        self._version = version
+        self._progress = progress
+        self._pushed = 0
+
+    def run(self, artifacts: list[Artifact], keys: Sequence[PrivateKey]) -> Publication:
+        there = self._find(self._version)
+        known = _entries(there)
+        mine: dict[Arch, tuple[Artifact, Packed]] = {
+            artifact.arch: (artifact, pack(artifact.record, _files(artifact))) for artifact in artifacts
+        }
+        for arch, (_, packed) in mine.items():
+            if arch in known and (theirs := known[arch].digest) != packed.target.digest:
+                changes = {"manifest": (theirs, packed.target.digest)}
+                raise VersionConflict(self._kind, self._version, arch.value, changes=changes)
+        targets = {arch: self._push(*mine[arch]) for arch in mine if arch not in known}
+        index = there.raw if there and not targets else pack_index(self._kind, self._version, {**known, **targets})
+        digest = self._push_manifest(index, INDEX)
+        signed = self._sign(digest, keys) if keys else ()
+        if there is None or there.digest != digest:
+            self._repository.push_manifest(index, INDEX, self._version)
+        return Publication(f"{self._reference}@{digest}", tuple(sorted({*known, *mine}, key=str)), self._pushed, signed)
+
+    def _push(self, artifact: Artifact, packed: Packed) -> Descriptor:
+        """Pushes one architecture's artifact; its entry for the index."""
+        for name, facts in sorted(artifact.files.items()):
+            with (artifact.directory / name).open("rb") as content:
+                subject = f"{self._version} {name} ({artifact.arch})"
+                self._push_blob(Digest.from_hex(facts.sha256), facts.size, content, subject)
+        self._push_bytes(packed.record)
+        self._push_bytes(packed.config)
+        self._push_manifest(packed.manifest, MANIFEST)
+        notes = {}
+        for document in KINDS_OF_DOCUMENT:
+            data = (artifact.directory / document.file).read_bytes()
+            referrer = pack_document(document.file, document.media_type, data, packed.target)
+            self._push_bytes(EMPTY)
+            self._push_bytes(data)
+            listed = {**descriptor_of(referrer, MANIFEST).to_json(), "artifactType": document.media_type}
+            notes[DOCUMENTS[document.file]] = str(self._repository.attach(referrer, packed.target.digest, listed))
+        return replace(packed.target, annotations=notes)
+
+    def _sign(self, digest: Digest, keys: Sequence[PrivateKey]) -> tuple[str, ...]:
+        """Adds the signatures of an index that it does not have yet; the ids of all of `keys`."""
+        there = self._find(tag_of(digest))
+        layers: list[dict[str, Any]] = [*there.value.get("layers", ())] if there else []
+        missing = [key for key in keys if not any(self._is_of(layer, key.public, digest) for layer in layers)]
+        if missing:
+            data = payload(f"{self._reference.registry}/{self._reference.repository}", digest)
+            self._push_bytes(data)
+            for key in missing:
+                signature = base64.b64encode(key.sign(data)).decode()
+                notes = {SIGNATURE: signature, KEY_ID: str(key.public.id)}
+                layers.append(descriptor_of(data, PAYLOAD, notes).to_json())
+            config = canonical(
+                {
+                    "architecture": "",
+                    "os": "",
+                    "config": {},
+                    "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
+                }
+            )
+            self._push_bytes(config)
+            described = descriptor_of(config, IMAGE_CONFIG).to_json()
+            manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": layers}
+            self._repository.push_manifest(canonical(manifest), MANIFEST, tag_of(digest))
+            self._pushed += 1
+        return tuple(key.public.id for key in keys)
+
+    def _is_of(self, layer: Mapping[str, Any], key: PublicKey, digest: Digest) -> bool:
+        """Whether a signature of `digest` that is there is of `key`."""
+        try:
+            data = self._repository.small_blob(Digest.parse(layer["digest"]))
+            return signed_digest(data) == digest and key.made(base64.b64decode(layer["annotations"][SIGNATURE]), data)
+        except (KeyError, TypeError, ValueError, DigestMismatch, Answered):
+            return False  # not whole, so it is of no use to anybody
+
+    def _find(self, tag: str) -> Manifest | None:
+        """What a tag names, None when there is no such tag. Raises SourceRefused, SourceUnavailable."""
+        try:
+            return self._repository.manifest(tag)
+        except Answered as error:
+            if error.status == 404:
+                return None
+            raise SourceRefused(self._repository.name, f"{tag}: it answers {error}") from error
+        except (Interrupted, Unreachable) as error:
+            raise SourceUnavailable(self._repository.name, tried=[(tag, str(error))], wanted="reached") from error
+
+    def _push_bytes(self, data: bytes) -> None:
+        self._push_blob(Digest.of(data), len(data), io.BytesIO(data), "")
+
+    def _push_blob(self, digest: Digest, size: int, content: BinaryIO, subject: str) -> None:
+        if self._repository.has_blob(digest):
+            return
+        if subject:
+            self._progress(subject, 0, size)
+        self._repository.push_blob(digest, size, content)
+        if subject:
+            self._progress(subject, size, size)
+        self._pushed += 1
+
+    def _push_manifest(self, data: bytes, media_type: str) -> Digest:
+        digest = Digest.of(data)
+        if not self._repository.has_manifest(digest):
+            self._repository.push_manifest(data, media_type, digest)
+            self._pushed += 1
+        return digest
+
+
+def read_keys(paths: Iterable[Path]) -> list[PrivateKey]:
+    """The keys to sign with. Raises UsageError, ToolMissing."""
+    return [PrivateKey.read(path) for path in paths]
+
+
+def _files(artifact: Artifact) -> dict[str, Descriptor]:
+    return {
+        name: Descriptor(_BLOB, Digest.from_hex(facts.sha256), facts.size) for name, facts in artifact.files.items()
+    }
+
+
+def _entries(index: Manifest | None) -> dict[Arch, Descriptor]:
+    """What a published index has for each architecture."""
+    by_name = {arch.debian: arch for arch in Arch}
+    entries: dict[Arch, Descriptor] = {}
+    for entry in index.value.get("manifests", ()) if index else ():
+        arch = by_name.get(entry.get("platform", {}).get("architecture"))
+        if arch:
+            entries[arch] = Descriptor.from_json(entry)
+    return entries

@@ -1,0 +1,1 @@
+"""Releases: built twice, published, signed, fetched, and tampered with."""

@@ -1,0 +1,252 @@
+"""Whatever is done to a release in its registry, a host that has the public keys refuses it, and says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from systemfiles import SystemFiles
+from systemfiles.content.packaging import DOCUMENTS
+from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.errors import IntegrityError, SignatureRefused, SystemFilesError, UsageError
+from systemfiles.foundation.paths import KINDS
+from systemfiles.sources.signatures import tag_of
+from tests.release.conftest import Key, Press, entries, new_key
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+
+
+def refused(host: SystemFiles, error: type[SystemFilesError], *words: str) -> None:
+    """Nothing of it may be there afterwards."""
+    with pytest.raises(error) as caught:
+        host.ensure("k-2", "i-2")
+    for word in words:
+        assert word in str(caught.value)
+    assert not any(host.artifacts())
+    assert not any(path.is_file() for kind in KINDS for path in host.paths.kind(kind).rglob("*"))
+    assert [*host.paths.tmp.iterdir()] == []
+
+
+@pytest.fixture
+def key(press: Press) -> Key:
+    key = press.key()
+    press.publish(key)
+    return key
+
+
+def sign(press: Press, key: Key, version: str = "k-2") -> None:
+    """Signs whatever has that tag, as one who has the key would."""
+    from systemfiles.release.publishing import _Publishing
+    from systemfiles.sources.oci import Reference
+
+    reference = Reference.parse(f"{press.registry}/kernel:{version}")
+    digest = press.repository().manifest(version).digest
+    _Publishing(reference, "kernel", version, lambda *_: None)._sign(digest, [key.private])
+
+
+def put(press: Press, index: dict[str, Any], tag: str = "k-2") -> None:
+    press.repository().push_manifest(json.dumps(index).encode(), INDEX, tag)
+
+
+def test_a_changed_blob(press: Press, key: Key) -> None:
+    (layer, *_) = [
+        layer
+        for layer in press.repository().manifest(entries(press.index("k-2"))["amd64"]["digest"]).value["layers"]
+        if layer["annotations"]["org.opencontainers.image.title"] == "vmlinux"
+    ]
+    path = press.blob(layer["digest"])
+    good = path.read_bytes()
+    try:
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        refused(press.host(trusted=(key,)), IntegrityError, layer["digest"])
+    finally:
+        path.write_bytes(good)  # other presses share it
+
+
+def test_a_changed_manifest(press: Press, key: Key) -> None:
+    digest = entries(press.index("k-2"))["amd64"]["digest"]
+    path = press.blob(digest)
+    good = path.read_bytes()
+    try:
+        path.write_bytes(good.replace(b"vmlinux", b"vmlinuz"))
+        refused(press.host(trusted=(key,)), SystemFilesError)
+    finally:
+        path.write_bytes(good)
+
+
+def test_an_index_that_nobody_signed(press: Press, key: Key) -> None:
+    put(press, {**press.index("k-2"), "annotations": {"org.opencontainers.image.version": "k-2", "more": "words"}})
+    refused(press.host(trusted=(key,)), SignatureRefused, "no signature")
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("trusting", [False, True])
+def test_swapped_architectures(press: Press, key: Key, signed: bool, trusting: bool) -> None:
+    """Even when the index of it is signed."""
+    index = press.index("k-2")
+    one, other = (entry["platform"] for entry in index["manifests"])
+    index["manifests"][0]["platform"], index["manifests"][1]["platform"] = other, one
+    put(press, index)
+    if signed:
+        sign(press, key)
+    refused(press.host(trusted=(key,) if trusting else ()), SystemFilesError)
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_an_older_version_under_a_newer_name(press: Press, key: Key, trusting: bool) -> None:
+    put(press, press.index("k-1"))
+    press.repository().push_manifest(press.repository().manifest("k-1").raw, INDEX, "k-2")
+    words = ("k-1", "k-2")
+    if trusting:
+        refused(press.host(trusted=(key,)), SignatureRefused, *words)
+    else:
+        refused(press.host(), IntegrityError, *words)
+
+
+def test_a_manifest_of_another_version_in_a_version_of_ones_own_making(press: Press, key: Key) -> None:
+    """Each is signed, in an index of its own, and the mixture is not."""
+    index = press.index("k-2")
+    index["manifests"] = press.index("k-1")["manifests"]
+    put(press, index)
+    refused(press.host(trusted=(key,)), SignatureRefused, "no signature")
+
+
+def test_the_signature_of_another_key(press: Press, tmp_path_factory: pytest.TempPathFactory) -> None:
+    press.publish(press.key())
+    stranger = new_key(tmp_path_factory.mktemp("keys"))
+    refused(press.host(trusted=(stranger,)), SignatureRefused, "a key that is not trusted here")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_signature_of_a_revoked_key(press: Press, key: Key, kept: bool) -> None:
+    """Whether the host still has that key, or was told its id only."""
+    trusted = (key, press.key()) if kept else (press.key(),)
+    refused(press.host(trusted=trusted, revoked=(key.id,)), SignatureRefused, "revoked", key.id)
+
+
+def test_a_missing_signature(press: Press, key: Key) -> None:
+    press.publish()
+    other = press.key()
+    unsigned = Press(
+        press.world, press.dist, press.artifacts, f"{press.place}-unsigned", press.directory / "u", press._hosts
+    )
+    unsigned.directory.mkdir()
+    unsigned.publish()
+    refused(unsigned.host(trusted=(key, other)), SignatureRefused, "no signature")
+
+
+def test_the_signature_of_another_version(press: Press, key: Key) -> None:
+    repository = press.repository()
+    put(press, {**press.index("k-2"), "annotations": {"org.opencontainers.image.version": "k-2", "more": "words"}})
+    theirs = repository.manifest(tag_of(repository.manifest("k-1").digest))
+    repository.push_manifest(theirs.raw, MANIFEST, tag_of(repository.manifest("k-2").digest))
+    refused(press.host(trusted=(key,)), SignatureRefused, "of something else")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_stripped_document(press: Press, key: Key, document: str) -> None:
+    digest = entries(press.index("k-2"))["amd64"]["annotations"][DOCUMENTS[document]]
+    _delete(press, digest)
+    refused(press.host(trusted=(key,)), SignatureRefused, document)
+
+
+def _no_layers(manifest: dict[str, Any]) -> None:
+    manifest["layers"] = []
+
+
+def _no_base64(manifest: dict[str, Any]) -> None:
+    manifest["layers"][0]["annotations"]["dev.cosignproject.cosign/signature"] = "%%%"
+
+
+def _no_annotations(manifest: dict[str, Any]) -> None:
+    del manifest["layers"][0]["annotations"]
+
+
+def _of_nothing(manifest: dict[str, Any]) -> None:
+    manifest["layers"][0]["digest"] = f"sha256:{'0' * 64}"
+
+
+def _cut_short(manifest: dict[str, Any]) -> None:
+    notes = manifest["layers"][0]["annotations"]
+    notes["dev.cosignproject.cosign/signature"] = notes["dev.cosignproject.cosign/signature"][:-8]
+
+
+@pytest.mark.parametrize("spoil", [_no_layers, _no_base64, _no_annotations, _of_nothing, _cut_short])
+def test_signatures_that_are_none(press: Press, key: Key, spoil: Callable[[dict[str, Any]], None]) -> None:
+    repository = press.repository()
+    tag = tag_of(repository.manifest("k-2").digest)
+    manifest = json.loads(repository.manifest(tag).raw)
+    spoil(manifest)
+    raw = json.dumps(manifest).encode()
+    # docker-registry looks whether the blobs are there
+    path = press.blob(repository.push_manifest(repository.manifest(tag).raw, MANIFEST, tag))
+    good = path.read_bytes()
+    try:
+        if spoil is _of_nothing:
+            path.write_bytes(raw)
+            refused(press.host(trusted=(key,)), SystemFilesError)
+        else:
+            repository.push_manifest(raw, MANIFEST, tag)
+            refused(press.host(trusted=(key,)), SignatureRefused)
+    finally:
+        path.write_bytes(good)
+
+
+# ── what is no tampering ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "p256"])
+def test_either_kind_of_key_will_do(press: Press, kind: str) -> None:
+    key = press.key(kind)
+    press.publish(key)
+    assert press.host(trusted=(press.key(), key)).ensure("k-2", "i-2").kernel.version == "k-2"
+
+
+def test_keys_may_be_changed_one_after_the_other(press: Press) -> None:
+    """Hosts trust both, the release is signed with both, and then the old key is revoked."""
+    old, new = press.key(), press.key()
+    press.publish(old)
+    press.publish(new)
+    for host in (
+        press.host(trusted=(old,)),
+        press.host(trusted=(new,)),
+        press.host(trusted=(old, new), revoked=(old.id,)),
+    ):
+        assert host.ensure("k-2", "i-2").kernel.version == "k-2"
+
+
+def test_a_key_may_be_a_file(press: Press, key: Key) -> None:
+    path = press.directory / "trusted.pub"
+    path.write_text(key.public)
+    assert press.host(trusted=(Key(key.path, str(path)),)).ensure("k-2", "i-2").kernel.version == "k-2"
+
+
+def test_a_key_that_is_none_is_told(press: Press, key: Key) -> None:
+    host = press.host(trusted=(Key(key.path, "-----BEGIN PUBLIC KEY-----\nno\n-----END PUBLIC KEY-----"),))
+    with pytest.raises(UsageError, match="not a public key"):
+        host.ensure("k-2", "i-2")
+
+
+def test_a_pinned_file_comes_back_from_a_registry_whose_key_was_revoked(press: Press, key: Key) -> None:
+    """The pin itself says which bytes: whoever keeps them may give them back."""
+    host = press.host(trusted=(key, press.key()))
+    files = host.ensure("k-2", "i-2")
+    host.pin("snapshot", files)
+    after = SystemFiles(host.paths.data_dir, catalog=press.host(trusted=(key,), revoked=(key.id,))._catalog_path)
+    for file in (files.kernel, files.initrd):
+        file.path.unlink()
+        blob = host.paths.oci_cache / "blobs" / "sha256" / file.sha256
+        blob.unlink()
+    assert after.restore("snapshot") == files
+
+
+def _delete(press: Press, digest: str) -> None:
+    import urllib.request
+
+    url = f"http://{press.registry.replace('/', '/v2/', 1)}/kernel/manifests/{Digest.parse(digest)}"
+    with urllib.request.urlopen(urllib.request.Request(url, method="DELETE")) as answer:
+        assert answer.status == 202
