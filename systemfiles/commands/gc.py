@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"error: {problem}\n")
     if options.json:
         gone = [each._asdict() for each in found.gone]
-        say_json({"gone": gone, "bytes_freed": found.bytes_freed, "problems": [*map(str, found.problems)]})
+        problems = [*map(str, found.problems)]
+        say_json({"gone": gone, "count": found.count, "bytes_freed": found.bytes_freed, "problems": problems})
     else:
         say(found.told(dry_run=options.dry_run))
     return 1 if found.problems else 0

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from systemfiles.foundation.errors import AssetExists, AssetNotFound, StoreError, UsageError
+from systemfiles.foundation.paths import check_asset_path
 from systemfiles.registry.database import Database, Transaction, marks
 
 LIVE = "(expires_at IS NULL OR expires_at > ?)"
@@ -149,7 +150,12 @@ class Assets:
         self._database = database
 
     def register(self, asset: Asset, *, store_id: str | None = None, path: str = "") -> Asset:
-        """Adds `asset`, and where its bytes are when `store_id` has them. Raises AssetExists, UsageError."""
+        """Adds `asset`, and where its bytes are when `store_id` has them. Raises AssetExists, UsageError.
+
+        `path` is below that store's data directory, and the file there is the asset's alone: it goes with the asset.
+        """
+        if store_id is not None:
+            check_asset_path(path)
         with self._database.writing() as transaction:
             insert(transaction, asset)
             if store_id is not None:

@@ -1,8 +1,10 @@
 """Leases: who holds which assets, and until when.
 
 A lease is one row for each of its assets, all with one id. It holds from the transaction that adds it, which is also
-the one that finds the assets there, to the second in which it expires or is released. It is changed under the lock of
-its assets' rows, as a whole: a lease some of whose assets were taken from it, by force or when it had ended, is over.
+the one that finds the assets there, to the second in which it expires or is released. So long its assets are in use:
+releasing it is an access, and the row of one that expired stays to tell when that was, until they are held again. It is
+changed under the lock of its assets' rows, as a whole: a lease some of whose assets were taken from it, by force or
+when it had ended, is over.
 """
 
 from __future__ import annotations
@@ -108,9 +110,15 @@ class Leases:
 
     def release(self, lease_id: str, *, now: float) -> None:
         """Ends the lease. Raises LeaseNotFound, for one that has ended too."""
+        since = int(now)
         with self._database.writing() as transaction:
             _lock_assets(transaction, lease_id)
-            if not transaction.execute(f"DELETE FROM asset_leases WHERE id = ? AND {LIVE}", (lease_id, int(now))):
+            transaction.execute(
+                f"""UPDATE assets SET last_accessed_at = ? WHERE last_accessed_at < ?
+                    AND id IN (SELECT asset_id FROM asset_leases WHERE id = ? AND {LIVE})""",
+                (since, since, lease_id, since),
+            )
+            if not transaction.execute(f"DELETE FROM asset_leases WHERE id = ? AND {LIVE}", (lease_id, since)):
                 raise LeaseNotFound(lease_id)
 
     def list(

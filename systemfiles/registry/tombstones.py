@@ -33,10 +33,12 @@ class Tombstone:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An asset that nobody holds and that was not accessed for some time."""
+    """An asset that nobody holds, or held or accessed for some time."""
 
     id: str
     path: str
+    size_bytes: int
+    last_held_by: str
     last_accessed_at: int
 
 
@@ -48,18 +50,19 @@ class Tombstones:
         self._store = store_id
 
     def candidates(self, *, now: int, unused_since: int) -> Iterator[list[Candidate]]:
-        """In batches, oldest first: what no live lease holds and was last accessed at `unused_since` or before."""
+        """In batches, oldest first: what no live lease holds, and nobody accessed or held after `unused_since`."""
+        since = min(now, unused_since)
         after: tuple[int, str] = (-BIGGEST, "")
         while True:
             with self._database.reading() as transaction:
-                rows = transaction.rows(_CANDIDATES, (self._store, unused_since, *after, self._store, now, BATCH))
+                rows = transaction.rows(_CANDIDATES, (self._store, unused_since, *after, self._store, since, BATCH))
             if not rows:
                 return
             yield [Candidate(*row) for row in rows]
-            after = (rows[-1][2], rows[-1][0])
+            after = (rows[-1][-1], rows[-1][0])
 
     def uses(self, ids: Collection[str], *, now: int) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
-        """By id: who holds these assets with a live lease, and when they were last accessed."""
+        """By id: who holds these assets with a live lease, and when they were last accessed, or a lease ended."""
         holders: dict[str, list[str]] = {}
         accessed: dict[str, int] = {}
         with self._database.reading() as transaction:
@@ -70,9 +73,11 @@ class Tombstones:
                     (*batch, self._store, now),
                 ):
                     holders.setdefault(asset_id, []).append(holder)
-                accessed |= dict(
-                    transaction.rows(f"SELECT id, last_accessed_at FROM assets WHERE id IN ({marks(batch)})", batch)
+                rows = transaction.rows(
+                    f"SELECT id, last_accessed_at, ({_ENDED}) FROM assets a WHERE id IN ({marks(batch)})",
+                    (self._store, now, *batch),
                 )
+                accessed |= {asset_id: max(last, ended or last) for asset_id, last, ended in rows}
         return {asset_id: tuple(sorted(names)) for asset_id, names in holders.items()}, accessed
 
     def condemn(
@@ -80,15 +85,16 @@ class Tombstones:
     ) -> tuple[Tombstone, ...]:
         """Turns the rows of those that nobody holds into tombstones; the others stay as they are.
 
-        With `unused_since`, those that were accessed after it stay as well.
+        With `unused_since`, those that were accessed or held after it stay as well.
         """
         latest = BIGGEST if unused_since is None else unused_since
+        since = min(int(now), latest)
         stones: list[Tombstone] = []
         with self._database.writing() as transaction:
             for batch in batches(sorted(ids), BATCH):
                 lock(transaction, batch)
                 clause, held = f"a.id IN ({marks(batch)}) AND a.last_accessed_at <= ?", f"NOT EXISTS ({_HELD})"
-                values = (*batch, latest, self._store, int(now))
+                values = (*batch, latest, self._store, since)
                 stones += self._bury(transaction, f"{clause} AND {held}", values, reason, now)
         return tuple(stones)
 
@@ -106,11 +112,18 @@ class Tombstones:
             self._forget(transaction, [asset_id])
         return stones
 
-    def pending(self) -> tuple[Tombstone, ...]:
-        """What has lost its row and perhaps not yet its bytes, oldest first."""
+    def pending(self) -> Iterator[list[Tombstone]]:
+        """In batches, oldest first: what has lost its row by now, and perhaps not yet its bytes."""
         with self._database.reading() as transaction:
-            rows = transaction.rows(f"SELECT {_COLUMNS} FROM tombstones WHERE store_id = ? ORDER BY id", (self._store,))
-        return tuple(Tombstone(*row) for row in rows)
+            ((last,),) = transaction.rows("SELECT max(id) FROM tombstones WHERE store_id = ?", (self._store,))
+        after, last = "", last or ""
+        while after < last:
+            with self._database.reading() as transaction:
+                rows = transaction.rows(_PENDING, (self._store, after, last, BATCH))
+            if not rows:
+                return
+            yield [Tombstone(*row) for row in rows]
+            after = rows[-1][0]
 
     def drop(self, ids: Sequence[str]) -> None:
         """Forgets tombstones, once the bytes are gone."""
@@ -151,14 +164,18 @@ class Tombstones:
 
 
 _COLUMNS = ", ".join(each.name for each in fields(Tombstone))
+_PENDING = f"SELECT {_COLUMNS} FROM tombstones WHERE store_id = ? AND id > ? AND id <= ? ORDER BY id LIMIT ?"
 _HELD = f"SELECT 1 FROM asset_leases l WHERE l.asset_id = a.id AND l.store_id IN ('', ?) AND {LIVE}"
+_ENDED = """
+    SELECT max(expires_at) FROM asset_leases l
+    WHERE l.asset_id = a.id AND l.store_id IN ('', ?) AND expires_at <= ?"""
 _HOLDERS = f"SELECT acquired_by FROM asset_leases WHERE asset_id = ? AND store_id IN ('', ?) AND {LIVE}"
 _COPIES = """
     SELECT a.id, a.name, p.path, a.size_bytes, a.last_held_by
     FROM assets a JOIN asset_locations p ON p.asset_id = a.id AND p.store_id = ?"""
 # CROSS JOIN keeps SQLite's planner from reading all places for each batch
 _CANDIDATES = f"""
-    SELECT a.id, p.path, a.last_accessed_at
+    SELECT a.id, p.path, a.size_bytes, a.last_held_by, a.last_accessed_at
     FROM assets a CROSS JOIN asset_locations p
     WHERE p.asset_id = a.id AND p.store_id = ?
         AND a.last_accessed_at <= ? AND (a.last_accessed_at, a.id) > (?, ?) AND NOT EXISTS ({_HELD})

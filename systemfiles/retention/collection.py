@@ -2,7 +2,8 @@
 
 1. Rows become tombstones, in batches, each in a transaction that finds no live lease.
 2. For each tombstone, under the artifact's lock and the content store's: the pins, the names that other tools gave in
-   index.json, and the row are looked for once more; then our name in index.json and the directory go.
+   index.json, the row, and what is current by then are looked for once more; then our name in index.json and the
+   directory go.
 3. The audit log is told, and the tombstone dropped.
 
 A crash leaves tombstones, with which the next collection begins. What cannot be removed is told of, and everything else
@@ -15,7 +16,7 @@ import contextlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,12 +43,10 @@ from systemfiles.retention.registrar import Registrar
 
 log = logging.getLogger(__name__)
 
-_OURS = ("system", "tmp", "locks")
-"""Of the audit log, in bytes, and more than that."""
-
 Key = tuple[str, str, Arch]
 Seen = Mapping[str, object]
 """By asset id: the identity of its record when it was decided what is kept."""
+Current = Callable[[], Mapping[str, str]]
 
 
 class _Carried(NamedTuple):
@@ -75,17 +74,22 @@ class Collector:
             for version in self._store.artifacts.versions(kind)
         }
 
-    def collect(self, kept: Collection[str], seen: Seen, *, young: int, outcome: Outcome) -> None:
-        """Removes what has an id that is not in `kept`, no live lease, and no use after `young` (UTC seconds)."""
-        pending = self._registry.tombstones.pending()
-        self._drop([stone for stone in pending if stone.asset_id in kept])
-        self._carry_out([stone for stone in pending if stone.asset_id not in kept], seen, outcome)
+    def collect(
+        self, kept: Collection[str], seen: Seen, *, young: int, outcome: Outcome, current: Current = dict
+    ) -> None:
+        """Removes what has an id that is not in `kept`, no live lease, and no use after `young` (UTC seconds).
+
+        `current` says at any time what is the current version of something by then, and of what.
+        """
+        for pending in self._registry.tombstones.pending():
+            self._drop([stone for stone in pending if stone.asset_id in kept])
+            self._carry_out([stone for stone in pending if stone.asset_id not in kept], seen, outcome, current)
         self._registrar.sync()
         there = {id_of(artifact) for artifact in self._registrar.artifacts()} & seen.keys()
-        self._condemn(sorted(there - {*kept}), young, seen, outcome)
+        self._condemn(sorted(there - {*kept}), young, seen, outcome, current)
         for batch in self._registry.tombstones.candidates(now=self._registry.now(), unused_since=young):
             alone = [each.id for each in batch if each.id not in kept and not self._has_record(each)]
-            self._condemn(alone, young, seen, outcome)
+            self._condemn(alone, young, seen, outcome, current)
         self._clear(kept, young, outcome)
 
     def delete(self, asset: str, *, force: bool = False) -> Outcome:
@@ -110,24 +114,18 @@ class Collector:
 
     def file_of(self, path: str) -> Path:
         """An asset's file. Raises UsageError for a path that leads out of the data directory, or to what is ours."""
-        file = self._paths.inside(path)
-        first = (*file.relative_to(self._paths.data_dir).parts, "")[0]
-        # the database has files beside it
-        if first in _OURS or first.startswith((self._paths.registry.name, self._paths.collected.name)):
-            msg = f"{path!r:.200} is no path of an asset"
-            raise UsageError(msg, details=[("reserved", f"{', '.join(_OURS)}, and the registry")])
-        return file
+        return self._paths.asset(path)
 
     # ── tombstones ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _condemn(self, ids: list[str], young: int, seen: Seen, outcome: Outcome) -> None:
+    def _condemn(self, ids: list[str], young: int, seen: Seen, outcome: Outcome, current: Current) -> None:
         for start in range(0, len(ids), BATCH):
             stones = self._registry.tombstones.condemn(
                 ids[start : start + BATCH], reason=UNHELD, now=self._registry.clock(), unused_since=young
             )
-            self._carry_out(stones, seen, outcome)
+            self._carry_out(stones, seen, outcome, current)
 
-    def _carry_out(self, stones: Iterable[Tombstone], seen: Seen, outcome: Outcome) -> None:
+    def _carry_out(self, stones: Iterable[Tombstone], seen: Seen, outcome: Outcome, current: Current = dict) -> None:
         every = [*stones]
         for start in range(0, len(every), BATCH):
             batch = every[start : start + BATCH]
@@ -135,13 +133,13 @@ class Collector:
             carried = [*self._remove_assets(others, outcome)]
             for stone in batch:
                 if key := artifact_at(stone.path, stone.asset_id):
-                    carried += self._remove_artifact(stone, key, seen, outcome)
+                    carried += self._remove_artifact(stone, key, seen, outcome, current)
             gone = [
                 Gone(stone.asset_id, stone.reason, stone.last_held_by, stone.size_bytes)
                 for stone, freed in carried
                 if freed is not None
             ]
-            outcome.gone += gone
+            outcome.went(*gone)
             outcome.freed += sum(freed or 0 for _, freed in carried)
             tell(self._paths, gone, now=self._registry.clock())
             self._drop([stone for stone, _ in carried])
@@ -164,20 +162,22 @@ class Collector:
                     directories.add(path.parent)
                 except UsageError as error:  # what that path leads to is not ours, and will never be
                     msg = f"asset {stone.asset_id!r:.300} is forgotten, and no file removed: {error.summary}"
-                    outcome.problems.append(StoreError(msg))
+                    outcome.failed(StoreError(msg))
                     yield _Carried(stone, None)
                 except StoreError as error:
-                    outcome.problems.append(error)  # the tombstone stays
+                    outcome.failed(error)  # the tombstone stays
             for directory in sorted(directories):
                 with storing(directory):
                     if directory.is_dir():
                         fsync_path(directory)
 
-    def _remove_artifact(self, stone: Tombstone, key: Key, seen: Seen, outcome: Outcome) -> Iterator[_Carried]:
+    def _remove_artifact(
+        self, stone: Tombstone, key: Key, seen: Seen, outcome: Outcome, current: Current
+    ) -> Iterator[_Carried]:
         name = layout_name(*key)
         try:
             with locked(self._paths.lock(name), timeout=0), self._store.layout.exclusively():
-                if why := self._held_again(stone, key, seen):
+                if why := self._held_again(stone, key, seen) or current().get(stone.asset_id, ""):
                     log.info("%s stays: %s", stone.asset_id, why)
                     yield _Carried(stone, None)
                     return
@@ -186,7 +186,7 @@ class Collector:
         except LockTimeout:
             log.info("%s is being worked on: it goes next time", stone.asset_id)
         except StoreError as error:
-            outcome.problems.append(error)  # the tombstone stays
+            outcome.failed(error)  # the tombstone stays
 
     def _held_again(self, stone: Tombstone, key: Key, seen: Seen) -> str:
         """Why an artifact that was condemned must stay all the same; "" if nothing came between."""
@@ -232,11 +232,11 @@ class Collector:
                     tell(self._paths, [gone], now=self._registry.clock())  # nothing would, after a crash
                     self._store.layout.unname(asset)
                     outcome.freed += self._remove_directory(directory)
-                outcome.gone.append(gone)
+                outcome.went(gone)
             except LockTimeout:
                 continue  # somebody is at it
             except StoreError as error:
-                outcome.problems.append(error)
+                outcome.failed(error)
         for directory in [each for kind in KINDS for each in listed(self._paths.kind(kind), "*")]:
             with contextlib.suppress(OSError):
                 if int(directory.stat().st_mtime) <= young:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from systemfiles.content.artifacts import Artifact
-from systemfiles.content.layout import BASE, MANAGED, SOURCE, Descriptor, Layout
+from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.layout import BASE, MANAGED, SOURCE, Layout
 from systemfiles.content.store import Store, layout_name
 from systemfiles.content.sweep import blobs, orphans, reached, sweep
 from systemfiles.foundation.digest import Digest
@@ -223,7 +224,7 @@ class Evictor:
         """Drops names. Nothing would tell of them after a crash, so it is told before; then again, perhaps."""
         tell(self._paths, gone, now=self._registry.clock())
         self._layout.unname(*(each.what for each in gone))
-        outcome.gone += gone
+        outcome.went(*gone)
 
 
 class _Simulated:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.foundation.errors import AssetNotFound, UsageError
 from systemfiles.registry.assets import Asset, Assets
 from systemfiles.registry.registry import Registry
-from systemfiles.registry.tombstones import Tombstones
+from systemfiles.registry.tombstones import Tombstone, Tombstones
 from systemfiles.retention.collection import Collector, artifact_at, on_disk
 from systemfiles.retention.eviction import Evictor
 from systemfiles.retention.outcome import UNFINISHED, UNHELD, Gone, Outcome
@@ -34,18 +34,19 @@ class Forecast:
         artifacts = [*self._registrar.artifacts()]
         staying = [artifact for artifact in artifacts if id_of(artifact) in kept]
         going = {id_of(artifact): artifact.directory for artifact in artifacts if id_of(artifact) not in kept}
-        outcome.gone += [self._gone(artifact) for artifact in artifacts if id_of(artifact) in going]
+        doomed = self._doomed()
+        outcome.went(*(self._gone(artifact, doomed) for artifact in artifacts if id_of(artifact) in going))
         going |= self._rows({id_of(artifact) for artifact in artifacts}, kept, young, outcome)
         unfinished = {asset: place for asset, place in self._collector.unfinished(kept, young) if asset not in going}
-        outcome.gone += [Gone(asset, UNFINISHED, "", 0) for asset in unfinished]
+        outcome.went(*(Gone(asset, UNFINISHED, "", 0) for asset in unfinished))
         going |= unfinished
 
         idle = self._evictor.idle(staying, kept, young=young, going=going)
-        outcome.gone += [Gone(name, why, "", 0) for name, why in idle.items() if name not in going]
+        outcome.went(*(Gone(name, why, "", 0) for name, why in idle.items() if name not in going))
         dropped = {*idle, *going}
         if max_cache_bytes is not None:
             evicted = self._evictor.to_evict(max_cache_bytes, staying, young=young, without=dropped)
-            outcome.gone += evicted
+            outcome.went(*evicted)
             dropped |= {each.what for each in evicted}
         directories = [place for place in going.values() if place.is_dir()]
         links = Counter(path.lstat().st_ino for directory in directories for path in directory.iterdir())
@@ -53,9 +54,18 @@ class Forecast:
         outcome.freed += self._evictor.would_sweep(staying, dropped, young=young, links=links)
         return outcome
 
-    def _gone(self, artifact: Artifact) -> Gone:
+    def _gone(self, artifact: Artifact, doomed: Mapping[str, Tombstone]) -> Gone:
+        if stone := doomed.get(id_of(artifact)):
+            return _told(stone)
         asset = self._asset(id_of(artifact))
         return Gone(id_of(artifact), UNHELD, asset.last_held_by if asset else "", artifact.files[artifact.file].size)
+
+    def _doomed(self) -> dict[str, Tombstone]:
+        """The artifacts to which an earlier collection, or a deletion, did not get."""
+        if registry := self._registry.look():
+            every = (stone for stones in Tombstones(*registry).pending() for stone in stones)
+            return {stone.asset_id: stone for stone in every if artifact_at(stone.path, stone.asset_id)}
+        return {}
 
     def _asset(self, asset: str) -> Asset | None:
         found = self._registry.look()
@@ -72,14 +82,8 @@ class Forecast:
         registry = self._registry.look()
         if registry is None:
             return {}
-        tombstones = Tombstones(*registry)
-        found = {stone.asset_id: (stone.path, stone.size_bytes) for stone in tombstones.pending()}
-        for batch in tombstones.candidates(now=self._registry.now(), unused_since=young):
-            for each in batch:
-                asset = self._asset(each.id)
-                found[each.id] = (each.path, asset.size_bytes if asset else 0)
         places = {}
-        for asset_id, (path, size) in found.items():
+        for asset_id, path, gone in self._leaving(Tombstones(*registry), young):
             if asset_id in kept or asset_id in there:
                 continue
             if key := artifact_at(path, asset_id):
@@ -88,11 +92,26 @@ class Forecast:
                 try:
                     outcome.freed += _blocks(self._collector.file_of(path))
                 except UsageError as error:
-                    outcome.problems.append(error)
+                    outcome.failed(error)
                     continue
-            asset = self._asset(asset_id)
-            outcome.gone.append(Gone(asset_id, UNHELD, asset.last_held_by if asset else "", size))
+            outcome.went(gone)
         return places
+
+    def _leaving(self, tombstones: Tombstones, young: int) -> Iterator[tuple[str, str, Gone]]:
+        """Id, path, and what would be told."""
+        doomed = set[str]()
+        for stones in tombstones.pending():
+            for stone in (each for each in stones if each.asset_id not in doomed):
+                doomed.add(stone.asset_id)
+                yield stone.asset_id, stone.path, _told(stone)
+        for batch in tombstones.candidates(now=self._registry.now(), unused_since=young):
+            for each in batch:
+                if each.id not in doomed:
+                    yield each.id, each.path, Gone(each.id, UNHELD, each.last_held_by, each.size_bytes)
+
+
+def _told(stone: Tombstone) -> Gone:
+    return Gone(stone.asset_id, stone.reason, stone.last_held_by, stone.size_bytes)
 
 
 def _directories(directories: list[Path], links: Counter[int]) -> Iterator[int]:

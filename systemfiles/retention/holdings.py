@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from systemfiles.content.artifacts import Artifact, Artifacts
-from systemfiles.content.store import HOST_FACTS, Store
+from systemfiles.content.packaging import HOST_FACTS
+from systemfiles.content.store import Store
 from systemfiles.foundation.errors import LeaseNotFound, SnapshotMismatch, StoreError, UsageError
 from systemfiles.foundation.lock import Timeout
 from systemfiles.foundation.paths import INITRD, Paths
@@ -54,12 +55,12 @@ class Holdings:
 
         Raises NotProvisioned when a collection took one of them meanwhile.
         """
+        if made:
+            self.learn(made)
         if holder is not None:
             ids = {id_of(artifact) for artifact in wanted}
             if not any(ids <= {*lease.asset_ids} and lease.expires_at is None for lease in self.leases(holder)):
                 self.registrar.hold(wanted, holder)
-        elif made:
-            self.learn(made)
 
     def learn(self, made: Iterable[Artifact] | None = None) -> None:
         """Registers what was made (None: whatever is missing); a registry that cannot be reached learns it later."""

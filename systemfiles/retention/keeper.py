@@ -20,8 +20,9 @@ from systemfiles.retention.collection import Collector, Seen
 from systemfiles.retention.eviction import Evictor
 from systemfiles.retention.forecast import Forecast
 from systemfiles.retention.holdings import Holdings
+from systemfiles.retention.others import Others
 from systemfiles.retention.outcome import UNHELD, Gone, Outcome
-from systemfiles.retention.reasons import Explanation, Facts, Reasons, id_of, id_of_file, reasons
+from systemfiles.retention.reasons import Explanation, Facts, Reasons, current, id_of, id_of_file, reasons
 from systemfiles.retention.registrar import PINNED, made_at
 
 _SHORTEST_DIGEST = 6
@@ -31,12 +32,14 @@ _SHORTEST_DIGEST = 6
 class Collection:
     """What a collection removed, or would remove; `bytes_freed` is what the disk got back, or about would.
 
-    `problems` is why some of it could not be done; nothing that is held is touched by that.
+    Of `count` things `gone` has the first 10,000; the audit log has all that went. `problems` is why some of it could
+    not be done; nothing that is held is touched by that.
     """
 
     gone: tuple[Gone, ...]
     bytes_freed: int
     problems: tuple[SystemFilesError, ...] = ()
+    count: int = 0
 
     def told(self, *, dry_run: bool = False) -> str:
         """A line for each thing that went, or would go, and what that gains."""
@@ -45,6 +48,8 @@ class Collection:
             f"{verb}: {each.what} ({each.why}{f'; last held by {each.last_held_by}' if each.last_held_by else ''})"
             for each in self.gone
         ]
+        if self.count > len(self.gone):
+            lines.append(f"{verb}: {self.count - len(self.gone)} more{'' if dry_run else ', see collected.jsonl'}")
         gain = f"{human_size(self.bytes_freed)} {'would be freed' if dry_run else 'freed'}"
         return "\n".join([*lines, gain if self.gone or self.bytes_freed else "nothing to collect"])
 
@@ -67,6 +72,10 @@ class Keeper:
     @cached_property
     def evictor(self) -> Evictor:
         return Evictor(self._paths, self.registry, self.registrar, self._store, self.pins)
+
+    @cached_property
+    def others(self) -> Others:
+        return Others(self.registry)
 
     # ── collection ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -104,12 +113,13 @@ class Keeper:
             kept = self.reasons(catalog, rules, young)
             if accept_lost_leases:
                 self.registry.accept_lost_leases()
-            self._collect(provisioner, kept, seen, young, rules.max_cache_bytes, outcome)
+            self._collect(provisioner, catalog, kept, seen, young, rules.max_cache_bytes, outcome)
             return _told(outcome)
 
     def _collect(
         self,
         provisioner: Provisioner,
+        catalog: Catalog,
         kept: Reasons,
         seen: Seen,
         young: int,
@@ -119,7 +129,13 @@ class Keeper:
         """One step after the other; what keeps one from being done does not keep the others."""
         steps: list[Callable[[], object]] = [
             provisioner.sweep,
-            lambda: self.collector.collect(kept, seen, young=young, outcome=outcome),
+            lambda: self.collector.collect(
+                kept,
+                seen,
+                young=young,
+                outcome=outcome,
+                current=lambda: current(catalog, read_lock(self._paths.versions_lock)),
+            ),
             lambda: self.evictor.drop_idle(kept, young=young, outcome=outcome),
             lambda: self.evictor.sweep(young=young, outcome=outcome),
         ]
@@ -169,7 +185,8 @@ class Keeper:
 
     def explain(self, subject: str, catalog: Catalog, rules: Retention) -> tuple[Explanation, ...]:
         """Why each thing that `subject` names is kept or would go. Raises UsageError when nothing is called that."""
-        kept = self.reasons(catalog, rules)
+        young = self.registry.now() - rules.grace
+        kept = self.reasons(catalog, rules, young)
         pinned = {id_of_file(file) for pin in self.pins if pin.name == subject for file in pin.files}
         digest = subject.removeprefix("sha256:")
         digest = digest if len(digest) >= _SHORTEST_DIGEST else ""
@@ -180,20 +197,25 @@ class Keeper:
             if named or any(each.startswith(digest or "-") for each in sums):
                 why = kept.get(id_of(artifact))
                 found.append(Explanation(id_of(artifact), why is not None, why or UNHELD))
+        found += self.others.explain(subject, digest, young=young)
         found += self.evictor.explain(subject, digest)
         if not found:
             msg = f"nothing here is called {subject!r}"
-            raise UsageError(msg, hint="give a version, a digest, a pin, or a name in the content store")
+            raise UsageError(msg, hint="give a version, a digest, a pin, an asset, or a name in the content store")
         return tuple(dict.fromkeys(found))
 
     def usage(self, catalog: Catalog) -> tuple[list[dict[str, str | int]], int]:
-        """A row for each artifact and each other name in the content store, and the bytes of all blobs."""
-        kept = self.reasons(catalog, self.rules(catalog))
+        """A row for each artifact, asset, and other name in the content store, and the bytes of blobs and assets."""
+        rules = self.rules(catalog)
+        young = self.registry.now() - rules.grace
+        kept = self.reasons(catalog, rules, young)
         rows: list[dict[str, str | int]] = []
         for artifact in self.registrar.artifacts():
             size = sum(facts.size for facts in artifact.files.values())
             rows.append({"what": id_of(artifact), "size": size, "why": kept.get(id_of(artifact), UNHELD)})
-        return rows + self.evictor.usage({str(row["what"]) for row in rows}), size_of(self._store.layout)
+        rows += self.evictor.usage({str(row["what"]) for row in rows})
+        assets, size = self.others.usage(young=young)
+        return rows + assets, size_of(self._store.layout) + size
 
     def _facts(self) -> Facts:
         artifacts = tuple(self.registrar.artifacts())
@@ -212,4 +234,4 @@ class Keeper:
 
 
 def _told(outcome: Outcome) -> Collection:
-    return Collection(tuple(outcome.gone), outcome.freed, tuple(outcome.problems))
+    return Collection(tuple(outcome.gone), outcome.freed, tuple(outcome.problems), outcome.count)

@@ -23,6 +23,9 @@ from systemfiles.foundation.units import utc
 
 UNHELD = "held by nothing"
 UNFINISHED = "what was being made in it was never finished"
+MOST_TOLD = 10_000
+"""So many things that went are told of one by one; the audit log has all of them."""
+_MOST_PROBLEMS = 100
 _LONGEST_LINE = 1 << 16
 
 
@@ -40,11 +43,25 @@ class Gone(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What has become of a collection so far; `freed` is in bytes on the disk."""
+    """What has become of a collection so far, in little memory however much that is.
+
+    `count` things are gone, the first of them in `gone`; `freed` is in bytes on the disk.
+    """
 
     gone: list[Gone] = field(default_factory=list)
+    count: int = 0
     freed: int = 0
     problems: list[SystemFilesError] = field(default_factory=list)
+
+    def went(self, *gone: Gone) -> None:
+        """Adds what is gone."""
+        self.count += len(gone)
+        self.gone += gone[: MOST_TOLD - len(self.gone)]
+
+    def failed(self, error: SystemFilesError) -> None:
+        """Adds a problem, unless it is told already."""
+        if len(self.problems) < _MOST_PROBLEMS and str(error) not in map(str, self.problems):
+            self.problems.append(error)
 
     @contextlib.contextmanager
     def going_on(self) -> Iterator[None]:
@@ -52,9 +69,7 @@ class Outcome:
         try:
             yield
         except (SystemFilesError, OSError) as error:
-            told = unexpected(error) if isinstance(error, OSError) else error
-            if str(told) not in map(str, self.problems):
-                self.problems.append(told)
+            self.failed(unexpected(error) if isinstance(error, OSError) else error)
 
 
 def tell(paths: Paths, gone: Collection[Gone], *, now: float) -> None:

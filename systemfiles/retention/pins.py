@@ -21,12 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from systemfiles.content.artifacts import parse_record
+from systemfiles.content.artifacts import boot_file, parse_record
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
     IntegrityError,
-    InvalidDigest,
     PinNotFound,
     StoreError,
     UnsupportedArch,
@@ -38,7 +36,7 @@ from systemfiles.foundation.paths import INITRD, KERNEL, Paths
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _RULE = "a-z, A-Z, 0-9, '_', '.', '-'; a letter or digit first; at most 128 characters"
 _LARGEST = 1 << 20
-_BAD_RECORD = (IntegrityError, UnsupportedArch, InvalidDigest)
+_BAD_RECORD = (IntegrityError, UnsupportedArch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +166,12 @@ def _pin(value: Any, name: str) -> Pin:
 
 def _file(kind: str, value: Any, name: str) -> PinnedFile:
     record = parse_record(json.dumps(value["record"]).encode(), f"the pin {name}")
-    arch, size = Arch.parse(value["arch"]), value["size"]
+    arch, content = Arch.parse(value["arch"]), value["content_sha256"] if kind == INITRD else None
     _require((record["kind"], record["version"], record["arch"]) == (kind, value["version"], arch.value))
-    _require(isinstance(size, int))
-    content = Digest.from_hex(value["content_sha256"]).hex if kind == INITRD else None
-    return PinnedFile(kind, value["version"], arch, Digest.from_hex(value["sha256"]).hex, size, record, content)
+    facts = record["files"][boot_file(kind, arch)]
+    _require((facts["sha256"], facts["size"]) == (value["sha256"], value["size"]))
+    _require(kind == KERNEL or record["content_sha256"] == content)
+    return PinnedFile(kind, value["version"], arch, value["sha256"], value["size"], record, content)
 
 
 def _require(condition: bool) -> None:

@@ -61,15 +61,20 @@ def reasons(
     for asset, why in [
         *_pinned(facts.pins),
         *_leased(facts.leases),
-        *_current(catalog, lock),
+        *current(catalog, lock).items(),
         *_named_by_others(facts.artifacts, layout),
         *_newest(facts, keep_last),
-        *_young(facts, young),
+        *_young(facts.used, young),
     ]:
         kept.setdefault(asset, why)
     for asset, why in _needed(facts.artifacts, kept):
         kept.setdefault(asset, why)
     return kept
+
+
+def in_use(leases: Mapping[str, tuple[str, ...]], used: Mapping[str, int], *, young: int) -> Reasons:
+    """What is kept of assets that are nothing but leased and used; arguments as in `Facts`."""
+    return {**dict(_young(used, young)), **dict(_leased(leases))}
 
 
 def _pinned(pins: Iterable[Pin]) -> Iterator[tuple[str, str]]:
@@ -83,6 +88,14 @@ def _leased(leases: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
     for asset, holders in leases.items():
         more = f" and {len(holders) - 3} more" if len(holders) > 3 else ""
         yield asset, f"leased by {', '.join(holders[:3])}{more}"
+
+
+def current(catalog: Catalog, lock: VersionsLock) -> Reasons:
+    """What the profiles name, and what their names stand for: here or not, it is kept."""
+    kept: Reasons = {}
+    for asset, why in _current(catalog, lock):
+        kept.setdefault(asset, why)
+    return kept
 
 
 def _current(catalog: Catalog, lock: VersionsLock) -> Iterator[tuple[str, str]]:
@@ -137,9 +150,9 @@ def _newest(facts: Facts, keep_last: int) -> Iterator[tuple[str, str]]:
             yield id_of(artifact), f"{which} {kind}{'s' * (keep_last > 1)} for {arch}"
 
 
-def _young(facts: Facts, young: int) -> Iterator[tuple[str, str]]:
-    for asset, used in facts.used.items():
-        if used > young:
+def _young(used: Mapping[str, int], young: int) -> Iterator[tuple[str, str]]:
+    for asset, last in used.items():
+        if last > young:
             yield asset, "used within the grace period"
 
 

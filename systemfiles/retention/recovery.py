@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from systemfiles.content.artifacts import Artifact, Artifacts
-from systemfiles.content.layout import Descriptor
+from systemfiles.content.descriptors import Descriptor
 from systemfiles.content.store import layout_name
 from systemfiles.foundation.catalog import KernelFile
 from systemfiles.foundation.digest import Digest
@@ -141,7 +141,7 @@ class Recovery:
         # an initrd may be compressed otherwise there; of a kernel its modules are on record, too
         sums = wanted.record["files"] if wanted.kind == KERNEL else {}
         reference = f"{registry}/{wanted.kind}:{wanted.version}"
-        self._provisioner.fetch(reference, wanted.kind, wanted.version, wanted.arch, sums=sums)
+        self._provisioner.published.recover(reference, wanted.kind, wanted.version, wanted.arch, sums=sums)
 
     def _from_origin(self, wanted: PinnedFile, kernel: PinnedFile | None, source: Source) -> None:
         if not isinstance(source, InitrdPin):

@@ -53,7 +53,10 @@ class Registrar:
                     continue
 
     def register(self, artifacts: Iterable[Artifact]) -> None:
-        """Adds the rows of these, where they are missing. Raises NotProvisioned, IntegrityError, StoreError."""
+        """Adds the rows of these, where they are missing, and corrects those of files that were made again otherwise.
+
+        Raises NotProvisioned, IntegrityError, StoreError.
+        """
         for artifact in artifacts:
             with self._store.layout.exclusively():
                 there = self._store.artifacts.load(artifact.kind, artifact.version, artifact.arch)
@@ -90,7 +93,7 @@ class Registrar:
         """Adds what the registry lacks: rows of artifacts, leases for pins; and drops the leases of pins that went."""
         known = self._known()
         for artifact in self.artifacts():
-            if id_of(artifact) not in known:
+            if known.get(id_of(artifact)) != artifact.files[artifact.file].sha256:
                 with contextlib.suppress(*_GONE):  # meanwhile
                     self.register([artifact])
         with self._store.layout.exclusively():
@@ -133,13 +136,15 @@ class Registrar:
         for file in pin.files:
             self._insert(self._store.artifacts.load(file.kind, file.version, file.arch))
 
-    def _known(self) -> set[str]:
+    def _known(self) -> dict[str, str]:
+        """The sha256 of each artifact that the registry has here, as it has it."""
         with self._registry.database.reading() as transaction:
             rows = transaction.rows(
-                "SELECT asset_id FROM asset_locations WHERE store_id = ? AND substr(path, 1, 7) = 'system/'",
+                """SELECT a.id, a.checksum FROM asset_locations p JOIN assets a ON a.id = p.asset_id
+                   WHERE p.store_id = ? AND substr(p.path, 1, 7) = 'system/'""",
                 (self._registry.store_id,),
             )
-        return {row[0] for row in rows}
+        return dict(rows)
 
     def _insert(self, artifact: Artifact) -> None:
         facts = artifact.files[artifact.file]
@@ -159,8 +164,15 @@ class Registrar:
         )
         place = str(artifact.directory.relative_to(self._paths.data_dir))
         with self._registry.database.writing() as transaction:
-            with contextlib.suppress(AssetExists):  # of another host, in a database that they share
+            try:
                 insert(transaction, asset)
+            except AssetExists:  # another host may have it, too; or an initrd was compressed anew
+                transaction.execute(
+                    """UPDATE assets SET checksum = ?, size_bytes = ?
+                       WHERE id = ? AND checksum <> ? AND NOT EXISTS (
+                           SELECT 1 FROM asset_locations WHERE asset_id = assets.id AND store_id <> ?)""",
+                    (facts.sha256, facts.size, asset.id, facts.sha256, self._registry.store_id),
+                )
             locate(transaction, asset.id, self._registry.store_id, place)
 
 

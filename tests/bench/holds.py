@@ -146,7 +146,7 @@ def _collect(place: Path, count: int) -> tuple[float, float]:
     outcome = Outcome()
     keeper.collector.collect((), {}, young=NOW, outcome=outcome)
     took = time.perf_counter() - start
-    assert len(outcome.gone) == count, len(outcome.gone)
+    assert outcome.count == count, outcome.count
     return took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 

@@ -13,19 +13,8 @@ from typing import Any
 
 import pytest
 
-from systemfiles.content.layout import (
-    IMAGE_CONFIG,
-    INDEX,
-    LARGEST_JSON,
-    MANAGED,
-    MANIFEST,
-    REF_NAME,
-    Descriptor,
-    Layout,
-    canonical,
-    image_config,
-    manifest,
-)
+from systemfiles.content.descriptors import IMAGE_CONFIG, INDEX, MANIFEST, Descriptor, canonical, image_config, manifest
+from systemfiles.content.layout import LARGEST_JSON, MANAGED, REF_NAME, Layout
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, NotFound, StoreError

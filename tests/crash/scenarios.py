@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from systemfiles.content.artifacts import Artifacts
-from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.layout import Layout
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import NotProvisioned, StoreError

@@ -7,12 +7,9 @@ run, processes are killed at random, and other tools write to the content store 
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
-import multiprocessing
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import TextIOBase
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -33,9 +29,9 @@ from tests.crash import checker
 from tests.crash.running import Run
 from tests.crash.scenarios import puller
 from tests.crash.world import NEW, REF_NAME, World, world
+from tests.crowd import PATIENCE, Crowd
 
 PROCESSES, THREADS, SECONDS = (16, 8, 60.0) if os.environ.get("SYSTEMFILES_TEST_FULL") else (6, 4, 8.0)
-PATIENCE = 120.0  # seconds after which somebody waits for ever
 SEED = 20261120
 
 
@@ -116,55 +112,10 @@ def here(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-class Crowd:
-    """The processes at work on `data`."""
-
-    def __init__(self, here: World, data: Path, logs: Path) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._here, self._data, self._logs = here, data, logs
-        self._started = 0
-        self.until = time.monotonic() + SECONDS
-        self.processes: list[SpawnProcess] = []
-        logs.mkdir()
-
-    def start(self) -> None:
-        self._started += 1
-        log = self._logs / str(self._started)
-        process = self._context.Process(
-            target=work, args=(self._here, self._data, SEED + self._started, self.until, log)
-        )
-        process.start()
-        self.processes.append(process)
-
-    def kill(self, choose: random.Random) -> None:
-        process = self.processes.pop(choose.randrange(len(self.processes)))
-        assert process.pid
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-
-    def end(self) -> None:
-        """Waits for everybody. Fails when somebody waits for ever."""
-        for process in self.processes:
-            process.join(max(0, self.until - time.monotonic()) + PATIENCE)
-            waits = process.exitcode is None
-            if waits:
-                process.kill()
-            assert not waits, "a process hangs"
-            assert process.exitcode == 0
-
-    def answers(self) -> dict[str, set[tuple[str, ...]]]:
-        """All that anybody was told, by what was asked for; half a line of somebody who was killed is nothing."""
-        told = collections.defaultdict[str, set[tuple[str, ...]]](set)
-        for log in self._logs.iterdir():
-            for line in log.read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    what, answer = json.loads(line)
-                    told[what].add(tuple(answer))
-        return told
-
-
 def assert_equal_answers(crowd: Crowd) -> None:
-    answers = crowd.answers()
+    answers = collections.defaultdict[str, set[tuple[str, ...]]](set)
+    for what, told in crowd.lines():
+        answers[what].add(tuple(told))
     assert not [(what, told) for what, told in answers.items() if what.startswith("error")]
     assert {f"ensure packaged packaged-{NEW}", "ensure pinned pinned-1", "pull", "update"} <= answers.keys()
     assert {what: len(told) for what, told in answers.items()} == dict.fromkeys(answers, 1)
@@ -177,12 +128,11 @@ def assert_whole(data: Path) -> checker.State:
 
 
 def test_one_fetches_and_makes_each_thing_and_all_are_told_the_same(here: World, tmp_path: Path) -> None:
-    crowd = Crowd(here, tmp_path / "data", tmp_path / "logs")
-    for _ in range(PROCESSES):
-        crowd.start()
+    crowd = Crowd(work, here, tmp_path, seed=SEED, seconds=SECONDS)
+    crowd.start(PROCESSES)
     crowd.end()
     assert_equal_answers(crowd)
-    assert assert_whole(tmp_path / "data").left == ()
+    assert assert_whole(crowd.data).left == ()
     fetched = collections.Counter(path for path in here.requests if path.endswith((".deb", "vmlinux")))
     assert fetched == {f"/{NEW}/linux-image-test.deb": 1, f"/{NEW}/busybox-static.deb": 1, "/vmlinux": 1}
     blobs = here.registry.requests("GET", "/blobs/")
@@ -190,16 +140,13 @@ def test_one_fetches_and_makes_each_thing_and_all_are_told_the_same(here: World,
 
 
 def test_kills_and_other_tools_at_the_same_time_lose_nothing(here: World, tmp_path: Path) -> None:
-    data, choose = tmp_path / "data", random.Random(SEED)
-    crowd = Crowd(here, data, tmp_path / "logs")
-    for _ in range(PROCESSES):
-        crowd.start()
-    foreign = 0
+    crowd = Crowd(work, here, tmp_path, seed=SEED, seconds=SECONDS)
+    crowd.start(PROCESSES)
+    data, foreign = crowd.data, 0
     while time.monotonic() < crowd.until - 1:
         foreign += 1
         copy_in(here, data, f"foreign-{foreign}")
-        crowd.kill(choose)
-        crowd.start()
+        crowd.replace()
     crowd.end()
     assert_equal_answers(crowd)
     state = assert_whole(data)

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from systemfiles import SystemFiles
-from systemfiles.content.layout import IMAGE_CONFIG, image_config, manifest
-from systemfiles.content.layout import Descriptor as Part
+from systemfiles.content.descriptors import IMAGE_CONFIG, image_config, manifest
+from systemfiles.content.descriptors import Descriptor as Part
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import load_catalog
 from systemfiles.foundation.digest import Digest

@@ -203,6 +203,20 @@ def test_doit_runs_in_parallel(provisioned: Provisioned, mirror: Mirror, tmp_pat
 
 @pytest.mark.network
 @pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("vmm", ["cloud-hypervisor", "firecracker", "qemu"])
+def test_path_gives_the_kernel_command_line_for_a_vmm(arch: str, vmm: str, provisioned: Provisioned) -> None:
+    place = ("path", "--profile", "debian", "--arch", arch, "--data-dir", provisioned.data_dir, "--cmdline", vmm)
+    files = provisioned.boot_files(arch)
+    assert systemfiles(*place).stdout == f"{files.cmdline(vmm)}\n"
+    assert json.loads(systemfiles(*place, "--json").stdout) == {**files.to_dict(), "cmdline": files.cmdline(vmm)}
+
+
+def test_path_names_the_vmms_it_knows_when_asked_for_another() -> None:
+    assert_refused(systemfiles("path", "--cmdline", "xen"), "'cloud-hypervisor', 'firecracker', 'qemu'", status=2)
+    assert "cloud-hypervisor, firecracker or qemu" in " ".join(systemfiles("path", "--help").stdout.split())
+
+
+@pytest.mark.parametrize("arch", ARCHES)
 def test_path_as_json_is_what_the_api_gives(arch: str, provisioned: Provisioned) -> None:
     ran = systemfiles("path", "--profile", "debian", "--arch", arch, "--data-dir", provisioned.data_dir, "--json")
     assert (ran.returncode, ran.stderr) == (0, "")

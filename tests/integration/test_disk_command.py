@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from systemfiles import GuestConfig, Network, SystemFiles, Volume, write_config_disk, write_rootfs_disk
 from systemfiles.cli import main
-from systemfiles.content.layout import IMAGE_CONFIG, Layout, canonical, manifest
+from systemfiles.content.descriptors import IMAGE_CONFIG, canonical, manifest
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.manifests import IMAGE_MANIFEST
 from systemfiles.foundation.paths import Paths
 from tests.conftest import CHECKOUT

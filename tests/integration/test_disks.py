@@ -22,7 +22,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.errors import InvalidArchive, NoSpace, StoreError, UsageError
 from systemfiles.foundation.paths import Paths
 from systemfiles.recipes.disks import (

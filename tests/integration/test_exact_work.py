@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from systemfiles import SystemFiles
-from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.paths import Paths
 from tests.conftest import ARCHES, CHECKOUT, Provisioned, doit

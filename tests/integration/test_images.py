@@ -28,7 +28,8 @@ from systemfiles import (
     write_overlay_disk,
     write_rootfs_disk,
 )
-from systemfiles.content.layout import IMAGE_CONFIG, Descriptor, Layout, canonical, manifest
+from systemfiles.content.descriptors import IMAGE_CONFIG, Descriptor, canonical, manifest
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.manifests import DOCKER_MANIFEST, IMAGE_INDEX, IMAGE_MANIFEST

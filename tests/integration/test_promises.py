@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from systemfiles import BootFiles, DigestMismatch, IncompatiblePair, NoSpace, SystemFiles, VersionConflict
-from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.layout import Layout
 from systemfiles.foundation import files
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.paths import Paths

@@ -18,7 +18,8 @@ import oras.client  # type: ignore[import-untyped]
 import pytest
 
 from systemfiles.content.artifacts import Artifacts
-from systemfiles.content.layout import Descriptor, Layout, manifest
+from systemfiles.content.descriptors import Descriptor, manifest
+from systemfiles.content.layout import Layout
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import load_catalog
@@ -243,10 +244,10 @@ def test_what_we_pushed_skopeo_inspects_and_copies(login: Server, kind: Kind, tm
 
     copy = tmp_path / "copy"
     login.skopeo("copy", "--all", "--preserve-digests", f"docker://{login.name('2')}", f"dir:{copy}")
-    everything = blobs_in(copy)
-    assert everything["manifest.json"] == raw
-    assert {Digest.of(data) for data in everything.values()} >= {*images.values(), Digest.of(layer_of("shared"))}
-    assert len(everything) == 1 + 2 + 2 + 5
+    blobs = blobs_in(copy)
+    assert blobs["manifest.json"] == raw
+    assert {Digest.of(data) for data in blobs.values()} >= {*images.values(), Digest.of(layer_of("shared"))}
+    assert len(blobs) == 1 + 2 + 2 + 5
 
 
 def test_what_we_pushed_oras_pulls(login: Server, tmp_path: Path) -> None:

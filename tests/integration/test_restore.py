@@ -30,8 +30,10 @@ from systemfiles import (
     SystemFiles,
 )
 from systemfiles.content.artifacts import Artifacts
-from systemfiles.content.layout import Descriptor, Layout
-from systemfiles.content.store import HOST_FACTS, Store
+from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.layout import Layout
+from systemfiles.content.packaging import HOST_FACTS
+from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.manifests import IMAGE_INDEX

@@ -69,9 +69,10 @@ class Host:
             accept_lost_leases=accept_lost_leases,
         )
 
-    def reasons(self, subject: str) -> list[str]:
-        """Why the artifacts of that name are kept, were nothing spared for its age; "" for those that are not."""
-        found = self.system.explain(subject, grace=0, keep_last=0)
+    def reasons(self, subject: str, *, grace: int = 0) -> list[str]:
+        """Why the artifacts of that name are kept, "" for those that are not; nothing is spared for its age if not
+        told so."""
+        found = self.system.explain(subject, grace=grace, keep_last=0)
         return [each.why if each.kept else "" for each in found if each.what.startswith(("kernel-", "initrd-"))]
 
 

@@ -159,7 +159,9 @@ class Plain:
         return dict(self.rows("SELECT asset_id, path FROM asset_locations"))
 
     def accessed(self) -> dict[str, int]:
-        return dict(self.rows("SELECT id, last_accessed_at FROM assets"))
+        """When each asset was last used: a lease that has ended by itself was a use until then."""
+        ends = "SELECT max(expires_at) FROM asset_leases WHERE asset_id = assets.id"
+        return dict(self.rows(f"SELECT id, max(last_accessed_at, coalesce(({ends}), 0)) FROM assets"))
 
 
 _ARCHES = ("x86_64", "aarch64")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-
-import pytest
 
 from tests.postgres import Server
 from tests.retention.conftest import Host
@@ -23,6 +19,7 @@ from tests.retention.world import (
     World,
     put_blob,
 )
+from tests.smalldisk import fill, on_small_disk
 
 FULL = bool(os.environ.get("SYSTEMFILES_TEST_FULL"))
 
@@ -70,33 +67,17 @@ def _assert_whole(plain: Plain, kept: set[str]) -> None:
 # --- a full disk ---
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path | None]:
-    """A file system of 3 MiB; None where this process may not mount one."""
-    place = tmp_path / "small"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]
-    if subprocess.run(words, check=False, capture_output=True).returncode:
-        yield None
-        return
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+def test_on_a_full_disk_what_takes_no_space_to_free_goes_first_and_then_the_rest(here: World, tmp_path: Path) -> None:
+    on_small_disk(tmp_path, 3 << 20, partial(_collect_on_a_full_disk, here, tmp_path))
 
 
-def test_on_a_full_disk_what_takes_no_space_to_free_goes_first_and_then_the_rest(
-    here: World, small_disk: Path | None
-) -> None:
-    if small_disk is None:
-        return
-    host = Host(here, small_disk / "data")
+def _collect_on_a_full_disk(here: World, disk: Path) -> None:
+    host = Host(here, disk / "data")
     host.provide()
     orphan = put_blob(host.data, bytes(300_000))
     host.clock.advance(60)
     host.system.holdings.registry.close()
-    with contextlib.suppress(OSError), (small_disk / "ballast").open("wb") as ballast:
-        while True:
-            ballast.write(bytes(4096))
-            ballast.flush()
+    fill(disk / "ballast")
     first = host.collect()
     assert not (host.plain.blobs / orphan).exists()
     assert first.bytes_freed >= 300_000

@@ -211,7 +211,7 @@ def test_a_collection_says_what_went_why_and_who_last_held_it(run: Commands) -> 
     done = run("gc", "--keep-last", "0").replace("removed", "would go").replace("freed", "would be freed")
     assert sorted(done.splitlines()) == sorted(foretold.splitlines())
     assert run("gc", "--keep-last", "0") == "nothing to collect\n"
-    assert run.json("gc", "--dry-run") == {"gone": [], "bytes_freed": 0, "problems": []}
+    assert run.json("gc", "--dry-run") == {"gone": [], "count": 0, "bytes_freed": 0, "problems": []}
 
 
 def test_a_collection_as_json_says_the_same(run: Commands) -> None:
@@ -311,7 +311,7 @@ def test_a_problem_is_an_error_although_the_rest_is_done(run: Commands) -> None:
         transaction.execute("UPDATE asset_locations SET path = '../x' WHERE asset_id LIKE 'initrd%'")
     shutil.rmtree(run.host.data / "system" / "initrd")
     said = run("gc", "--keep-last", "0", status=1)
-    assert "error: asset 'initrd-i-1-x86_64' is forgotten, and no file removed: '../x' is no path inside" in said
+    assert "error: asset 'initrd-i-1-x86_64' is forgotten, and no file removed: '../x' is no path of an asset" in said
     assert run.host.plain.things() == {}
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 from systemfiles.content.layout import Layout
+from systemfiles.content.packaging import HOST_FACTS
 from systemfiles.content.sweep import sweep
+from tests.postgres import Server
 from tests.retention.conftest import Host
 from tests.retention.support import DEFAULTS, INITRD, KERNEL, PAIR, gone, names, things
 from tests.retention.world import (
     DAY,
+    World,
     forget_name,
     name_as_others,
     put_blob,
@@ -151,7 +156,7 @@ def test_what_a_run_that_was_killed_left_half_made_goes(host: Host) -> None:
     (host.data / "system" / "kernel" / "k-1" / "x86_64" / "artifact.json").unlink()
     host.system.holdings.registry.tombstones.delete(KERNEL, now=host.clock())
     host.system.holdings.registry.tombstones.drop(
-        [stone.id for stone in host.system.holdings.registry.tombstones.pending()]
+        [stone.id for batch in host.system.holdings.registry.tombstones.pending() for stone in batch]
     )
     assert host.collect(grace=DAY).gone == ()
     assert gone(host.collect()) == PAIR
@@ -216,3 +221,51 @@ def test_an_image_that_another_tool_named_as_well_stays(host: Host) -> None:
     host.clock.advance(60)
     host.collect(max_cache_bytes=0)
     assert all(layer.exists() for layer in image.layers)
+
+
+# --- an initrd that was compressed anew ---
+
+
+def compress_anew(host: Host) -> str:
+    """Lets the pair's initrd be another file with the same content, as another release's zlib makes it; its digest."""
+    provisioner, arch = host.system.provisioner(), host.system.arch
+    artifact = host.system._artifacts.load("initrd", "i-1", arch)
+    layout = provisioner.store.layout
+    data = gzip.compress(gzip.decompress(artifact.path.read_bytes()), 1, mtime=0)
+    with layout.ingesting():
+        file = layout.add_bytes(data, "application/octet-stream")
+        record = {key: value for key, value in artifact.record.items() if key not in HOST_FACTS}
+        files = {"initrd": {"sha256": file.digest.hex, "size": file.size}}
+        provisioner.store.put({**record, "files": files}, {"initrd": file})
+    return file.digest.hex
+
+
+def test_the_registry_learns_of_an_initrd_that_was_compressed_anew(host: Host) -> None:
+    files = host.provide()
+    host.system.pin("snapshot-42", files)
+    digest = compress_anew(host)
+    assert digest != files.initrd.sha256
+    host.collect()
+    asset = host.system.holdings.registry.assets.get(INITRD, now=0, access=False)
+    assert (asset.checksum, asset.size_bytes) == (digest, host.system.initrd("i-1").size)
+    assert host.system.restore("snapshot-42", full=True).initrd.sha256 == digest
+
+
+def test_whoever_makes_an_initrd_anew_tells_the_registry_at_once(host: Host) -> None:
+    host.system.ensure("k-1", "i-1", holder="vm-7")
+    digest = compress_anew(host)
+    initrd = host.system._artifacts.load("initrd", "i-1", host.system.arch)
+    host.system.holdings.provided([initrd], [initrd], "vm-7")
+    assert host.system.holdings.registry.assets.get(INITRD, now=0, access=False).checksum == digest
+
+
+def test_of_hosts_that_share_a_registry_none_takes_back_what_the_other_said(
+    here: World, tmp_path: Path, postgres: Server
+) -> None:
+    one, two = (Host(here, tmp_path / name, url=url) for url in [postgres.new_database()] for name in ("one", "two"))
+    files = one.provide()
+    two.provide()
+    compress_anew(two)
+    two.system.holdings.learn()
+    asset = one.system.holdings.registry.assets.get(INITRD, now=0, access=False)
+    assert asset.checksum == files.initrd.sha256

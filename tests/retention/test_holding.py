@@ -18,7 +18,10 @@ from systemfiles.foundation.errors import (
     UsageError,
 )
 from systemfiles.foundation.lock import locked
+from systemfiles.foundation.lockfile import read_lock
+from systemfiles.provision.site import despite_collections
 from systemfiles.retention.outcome import Outcome
+from systemfiles.retention.reasons import current
 from tests.retention.conftest import Host
 from tests.retention.plain import REF_NAME
 from tests.retention.support import DEFAULTS, INITRD, KERNEL, PAIR, gone, names, things
@@ -233,6 +236,22 @@ def test_what_was_leased_within_the_grace_period_stays(host: Host) -> None:
     assert gone(host.collect(grace=DAY)) == PAIR
 
 
+@pytest.mark.parametrize("hold", [lease, lease_with_an_end, ensured_lease, pin], ids=lambda hold: hold.__name__)
+def test_the_grace_period_begins_when_the_last_hold_ends(
+    host: Host, hold: Callable[[Host, BootFiles], Callable[[], object]]
+) -> None:
+    end = hold(host, host.provide())
+    host.clock.advance(0 if hold is lease_with_an_end else 25 * DAY)  # which ends by itself after 30
+    end()
+    host.clock.advance(DAY - 10)
+    assert host.reasons("k-1", grace=DAY) == ["used within the grace period"]
+    foretold = host.collect(dry_run=True, grace=DAY)
+    assert foretold == host.collect(grace=DAY)
+    assert things(host) == PAIR
+    host.clock.advance(20)
+    assert gone(host.collect(grace=DAY)) == PAIR
+
+
 def test_what_was_made_again_is_as_young_as_that(host: Host) -> None:
     """Its row may be older: somebody removed the directory, and the registry was not told."""
     host.provide()
@@ -337,6 +356,26 @@ def test_what_comes_between_the_decision_and_the_removal_keeps_what_was_condemne
     assert host.plain.rows("SELECT * FROM tombstones") == []
 
 
+def test_what_becomes_current_between_the_decision_and_the_removal_stays(host: Host) -> None:
+    """An update that found its kernel here, and wrote it into versions.lock after the collection had read that."""
+    files = host.update(RELEASES[0])
+    assets = {f"kernel-{files.kernel.version}-x86_64", f"initrd-{files.initrd.version}-x86_64"}
+    collector, lock = host.system.keeper.collector, host.system.paths.versions_lock
+    settled = lock.read_bytes()
+    lock.unlink()
+    seen, later = collector.look(), int(host.clock())
+
+    def settle() -> dict[str, str]:
+        lock.write_bytes(settled)
+        return current(host.system.catalog, read_lock(lock))
+
+    collector.collect({}, seen, young=later, outcome=Outcome(), current=settle)
+    assert things(host) == assets
+    assert host.plain.rows("SELECT * FROM tombstones") == []
+    assert gone(host.collect()) == set()
+    assert host.plain.located().keys() == assets
+
+
 def test_two_collections_at_once_come_one_after_the_other(host: Host) -> None:
     for version in ("k-1", "k-2", "k-3"):
         host.provide(version)
@@ -360,3 +399,44 @@ def test_what_is_collected_at_that_moment_is_provided_again(host: Host) -> None:
         host.system.acquire(files, holder="vm-7")
     assert host.system.ensure("k-1", "i-1", holder="vm-7").kernel.path.exists()
     assert gone(host.collect()) == set()
+
+
+def taking_kernels(host: Host) -> Callable[[str, int, int | None], None]:
+    """Takes the kernels that are here away as soon as something else is fetched, once."""
+    left = [1]
+
+    def progress(subject: str, done: int, total: int | None) -> None:
+        kernels = [asset for asset in things(host) if asset.startswith("kernel-")]
+        if left[0] and kernels and not subject.startswith("kernel"):
+            left[0] = 0
+            registrar = host.system.holdings.registrar
+            registrar.sync()
+            for asset in kernels:
+                host.system.keeper.collector.delete(asset)
+            assert not {*kernels} & things(host)
+
+    return progress
+
+
+def test_a_kernel_that_is_collected_while_its_initrd_is_built_is_provided_again(host: Host) -> None:
+    files = host.system.ensure("k-1", "i-1", progress=taking_kernels(host))
+    assert things(host) == PAIR
+    assert files.kernel.path.exists()
+
+
+def test_an_update_beside_a_collection_comes_to_its_end(host: Host) -> None:
+    files = host.world.update(host.system, RELEASES[0], progress=taking_kernels(host))
+    assert host.system.resolve(files.kernel.version, files.initrd.version)
+
+
+def test_what_collections_take_again_and_again_is_told_in_the_end(host: Host) -> None:
+    asked = []
+
+    def provide() -> None:
+        asked.append("once more")
+        host.system.kernel("k-1")
+
+    with pytest.raises(NotProvisioned, match="collections took it 20 times") as caught:
+        despite_collections(provide)
+    assert len(asked) == 20
+    assert caught.value.version == "k-1"

@@ -174,6 +174,7 @@ class Retention(RuleBasedStateMachine):
         lease_id = _one(sorted(self.leases), pick)
         with contextlib.nullcontext() if self._is_live(self.leases[lease_id]) else pytest.raises(LeaseNotFound):
             self.system.release(lease_id)
+            self._assert_used_until_now(self.leases[lease_id].assets)
         del self.leases[lease_id]
 
     @rule(holder=HOLDERS)
@@ -181,7 +182,7 @@ class Retention(RuleBasedStateMachine):
         live = [key for key, lease in self.leases.items() if lease.holder == holder and self._is_live(lease)]
         assert self.system.release_all(holder) == len(live)
         for key in live:
-            del self.leases[key]
+            self._assert_used_until_now(self.leases.pop(key).assets)
 
     @rule(pick=PICK, name=NAMES)
     def pin(self, pick: int, name: str) -> None:
@@ -200,6 +201,7 @@ class Retention(RuleBasedStateMachine):
     def unpin(self, name: str) -> None:
         with contextlib.nullcontext() if name in self.pins else pytest.raises(PinNotFound):
             self.system.unpin(name)
+            self._assert_used_until_now(self.pins[name] if self.counts_hold else set())
         self.pins.pop(name, None)
 
     @rule(number=st.integers(0, 4))
@@ -352,6 +354,10 @@ class Retention(RuleBasedStateMachine):
                 assert self.plain.reached(entry) <= {path.name for path in self.plain.blobs.iterdir()}
 
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _assert_used_until_now(self, assets: set[str]) -> None:
+        accessed = self.plain.accessed()
+        assert all(accessed[asset] >= self.now for asset in assets)
 
     def _remember(self, files: BootFiles) -> None:
         assert files.kernel.path.read_bytes()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from systemfiles.foundation.errors import (
     StoreError,
 )
 from systemfiles.registry.assets import Asset, AssetType
+from systemfiles.sources.oci import Repository
 from tests.retention.conftest import Host
-from tests.retention.plain import listing
+from tests.retention.plain import REF_NAME, listing
 from tests.retention.support import INITRD, KERNEL, PAIR, gone, things
 from tests.retention.world import (
     DAY,
@@ -30,6 +33,32 @@ from tests.retention.world import (
 def damaged_pin(host: Host) -> None:
     host.system.paths.pins.mkdir(exist_ok=True)
     (host.system.paths.pins / "snapshot-42.json").write_text("{")
+
+
+CONTRADICTIONS = {
+    "another digest": ("kernel", "sha256", "0" * 64),
+    "a digest of another initrd": ("initrd", "sha256", "0" * 64),
+    "another content": ("initrd", "content_sha256", "0" * 64),
+    "another size": ("kernel", "size", 5),
+    "a size that is no number": ("initrd", "size", "many"),
+    "another version": ("kernel", "version", "k-2"),
+    "another architecture": ("initrd", "arch", "aarch64"),
+    "no architecture": ("kernel", "arch", "pdp-11"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_pin_that_contradicts_its_own_record_is_damaged(host: Host, name: str) -> None:
+    host.system.pin("snapshot-42", host.provide())
+    kind, what, value = CONTRADICTIONS[name]
+    path = host.system.paths.pins / "snapshot-42.json"
+    pin = json.loads(path.read_text())
+    pin[kind][what] = value
+    path.write_text(json.dumps(pin))
+    for call in (host.system.pins, host.collect, lambda: host.system.restore("snapshot-42")):
+        with pytest.raises(StoreError, match="is damaged"):
+            call()
+    assert things(host) == PAIR
 
 
 def pin_of_a_strange_name(host: Host) -> None:
@@ -238,3 +267,31 @@ def test_not_even_by_force_goes_what_is_pinned(host: Host) -> None:
     host.collect()
     asset = host.system.holdings.registry.assets.get(KERNEL, now=int(host.clock()), access=False)
     assert asset.reference_count == 1
+
+
+# --- what a registry gives ---
+
+
+def test_what_a_registry_gave_and_was_refused_goes_with_the_next_collection(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.system.pin("snapshot-42", host.provide())
+    host.provide("k-2", "i-2")
+    (wrong,) = (entry for entry in host.plain.entries() if entry["annotations"][REF_NAME] == "kernel-k-2-x86_64")
+    repository = Repository(host.world.host, "wrong/kernel")
+    for digest in host.plain.reached(wrong) - {wrong["digest"].removeprefix("sha256:")}:
+        data = (host.plain.blobs / digest).read_bytes()
+        repository.push_blob(Digest.of(data), len(data), BytesIO(data))
+    manifest = (host.plain.blobs / wrong["digest"].removeprefix("sha256:")).read_bytes()
+    repository.push_manifest(manifest, wrong["mediaType"], "k-1")
+    monkeypatch.setenv("SYSTEMFILES_REGISTRY", f"{host.world.host}/wrong")
+    elsewhere = Host(host.world, tmp_path / "elsewhere")
+    elsewhere.system.paths.pins.mkdir(parents=True)
+    shutil.copy(host.system.paths.pins / "snapshot-42.json", elsewhere.system.paths.pins)
+    assert elsewhere.system.restore("snapshot-42").kernel.version == "k-1"  # from its origin, after all
+    refused = elsewhere.plain.orphans()
+    assert refused >= {wrong["digest"].removeprefix("sha256:")}
+    elsewhere.clock.advance(60)
+    assert elsewhere.collect().problems == ()
+    assert elsewhere.plain.orphans() == set()
+    assert things(elsewhere) == PAIR

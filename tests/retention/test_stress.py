@@ -10,16 +10,12 @@ import collections
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import random
-import signal
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from io import TextIOBase
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from systemfiles import BootFiles, SystemFiles
@@ -31,13 +27,13 @@ from systemfiles.foundation.errors import (
     SnapshotMismatch,
     SystemFilesError,
 )
+from tests.crowd import Crowd
 from tests.retention.plain import Plain
 from tests.retention.world import INITRDS, KERNELS, RELEASES, World
 
 FULL = bool(os.environ.get("SYSTEMFILES_TEST_FULL"))
 SECONDS = float(os.environ.get("SYSTEMFILES_STRESS_SECONDS", 600 if FULL else 60))
 PROCESSES = 8
-PATIENCE = 120.0  # seconds after which somebody waits for ever
 SEED = random.SystemRandom().getrandbits(32) if FULL else 20261121
 PINS = ("one", "two", "three")
 
@@ -196,8 +192,6 @@ DEEDS: dict[str, tuple[int, Callable[[Worker], None]]] = {
     "tell": (3, Worker.tell),
 }
 REFUSALS: dict[str, tuple[type[SystemFilesError], ...]] = {
-    # a kernel may be collected before its initrd is built: nothing is spared for its age here
-    "update": (NotProvisioned,),
     # what is known of may have been collected since, and a pin that all compete for may hold something else
     "acquire": (NotProvisioned,),
     "pin": (NotProvisioned, SnapshotMismatch),
@@ -217,70 +211,24 @@ def work(here: World, data: Path, seed: int, until: float, log: Path) -> None:
         Worker(here, data, seed, out).work(until)
 
 
-class Crowd:
-    """The processes at work on `data`."""
-
-    def __init__(self, here: World, data: Path, logs: Path) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._here, self._data, self._logs = here, data, logs
-        self._started = 0
-        self.until = time.monotonic() + SECONDS
-        self.processes: list[SpawnProcess] = []
-        logs.mkdir()
-
-    def start(self) -> None:
-        self._started += 1
-        arguments = (self._here, self._data, SEED + self._started, self.until, self._logs / str(self._started))
-        process = self._context.Process(target=work, args=arguments)
-        process.start()
-        self.processes.append(process)
-
-    def kill(self, choose: random.Random) -> None:
-        process = self.processes.pop(choose.randrange(len(self.processes)))
-        assert process.pid
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-
-    def end(self) -> None:
-        """Waits for everybody. Fails when somebody waits for ever."""
-        hanging = []
-        for process in self.processes:
-            process.join(max(0.0, self.until - time.monotonic()) + PATIENCE)
-            if process.exitcode is None:
-                hanging.append(process.name)
-                process.kill()
-        assert hanging == []
-        assert {process.exitcode for process in self.processes} == {0}
-
-    def told(self) -> dict[str, collections.Counter[str]]:
-        """What came of each deed; half a line of somebody who was killed is nothing."""
-        told = collections.defaultdict[str, collections.Counter[str]](collections.Counter)
-        for log in sorted(self._logs.iterdir()):
-            for line in log.read_text().splitlines():
-                with suppress(ValueError):
-                    deed, result = json.loads(line)
-                    told[deed][result] += 1
-        return dict(told)
-
-
 def test_what_anybody_holds_is_there_as_long_as_he_holds_it(here: World, tmp_path: Path) -> None:
     print(f"seed {SEED}")
-    data, choose = tmp_path / "data", random.Random(SEED)
-    crowd = Crowd(here, data, tmp_path / "logs")
-    for _ in range(PROCESSES):
-        crowd.start()
+    choose = random.Random(SEED)
+    crowd = Crowd(work, here, tmp_path, seed=SEED, seconds=SECONDS)
+    crowd.start(PROCESSES)
     while time.monotonic() < crowd.until - 2:
         time.sleep(min(choose.uniform(0.2, 3), max(0.0, crowd.until - 2 - time.monotonic())))
-        crowd.kill(choose)
-        crowd.start()
+        crowd.replace()
     crowd.end()
 
-    told = crowd.told()
+    told = collections.defaultdict[str, collections.Counter[str]](collections.Counter)
+    for deed, result in crowd.lines():
+        told[deed][result] += 1
     for deed, results in sorted(told.items()):
         print(f"{deed}: {', '.join(f'{count} {result[:60]}' for result, count in results.most_common())}")
     assert [line for results in told.values() for line in results if line.startswith("broken")] == []
     assert {deed for deed, results in told.items() if results["ok"]} >= DEEDS.keys()
-    _assert_nothing_is_left(here, data)
+    _assert_nothing_is_left(here, crowd.data)
 
 
 def _assert_nothing_is_left(here: World, data: Path) -> None:

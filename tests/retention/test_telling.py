@@ -13,6 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from systemfiles.foundation.errors import StoreError, UsageError
+from systemfiles.registry.assets import Asset, AssetType, insert, locate
+from systemfiles.retention.outcome import MOST_TOLD, Outcome
 from tests.conftest import CHECKOUT
 from tests.retention.conftest import Host
 from tests.retention.crash import killed_at
@@ -220,3 +222,77 @@ def test_the_log_can_be_appended_to_by_the_group_that_shares_the_directory(
     host.provide()
     host.collect()
     assert stat.S_IMODE((host.data / "collected.jsonl").stat().st_mode) == expected
+
+
+# --- assets that are no artifacts ---
+
+
+def register(host: Host, *assets: str, size: int = 5000) -> None:
+    """Assets of somebody else, whose files are nowhere: they are told of as the registry knows them."""
+    now, registry = int(host.clock()), host.system.holdings.registry
+    with registry.database.writing() as transaction:
+        for number, asset in enumerate(assets):
+            path = f"images/{asset}"
+            found = Asset(asset, "an image", AssetType.ROOTFS, path, size + number, "ab" * 32, now, now, version="1.0")
+            insert(transaction, found)
+            locate(transaction, asset, registry.store_id, path)
+
+
+def test_what_takes_space_is_told_of_assets_too(host: Host) -> None:
+    host.provide()
+    register(host, "held", "idle")
+    registry = host.system.holdings.registry
+    registry.leases.acquire(["held"], "vm-7", now=host.clock(), store_id=registry.store_id)
+    assert {row["what"]: row["why"] for row in host.system.usage()[0]}["idle"] == "used within the grace period"
+    host.clock.advance(30 * DAY)
+    rows, total = host.system.usage()
+    told = {row["what"]: (row["size"], row["why"]) for row in rows}
+    assert (told["held"], told["idle"]) == ((5000, "leased by vm-7"), (5001, "held by nothing"))
+    assert total == 10001 + sum(path.stat().st_size for path in host.plain.blobs.iterdir())
+
+
+def test_of_very_many_assets_the_largest_are_listed_and_the_others_summed_up(host: Host) -> None:
+    register(host, *(f"a{number:04}" for number in range(1002)), size=1)
+    rows, total = host.system.usage()
+    assert total == sum(range(1, 1003))
+    assert rows[0]["what"] == "a1001"
+    assert len(rows) == 1001
+    assert rows[-1] == {"what": "2 smaller assets", "size": 1 + 2, "why": "gc --explain tells it of each"}
+
+
+@pytest.mark.parametrize("subject", ["rootfs-1", "an image", "1.0", "ab" * 32, "sha256:" + "ab" * 32, "ababab"])
+def test_why_an_asset_is_kept_or_would_go_can_be_asked_by_any_of_its_names(host: Host, subject: str) -> None:
+    host.provide()
+    register(host, "rootfs-1")
+    assert host.system.explain(subject, grace=DAY) == (("rootfs-1", True, "used within the grace period"),)
+    assert host.system.explain(subject, grace=0) == (("rootfs-1", False, "held by nothing"),)
+    registry = host.system.holdings.registry
+    registry.leases.acquire(["rootfs-1"], "vm-7", now=host.clock(), store_id=registry.store_id)
+    assert host.system.explain(subject, grace=0) == (("rootfs-1", True, "leased by vm-7"),)
+
+
+def test_of_very_much_that_goes_the_first_is_told_and_the_log_has_it_all(host: Host) -> None:
+    register(host, *(f"a{number:05}" for number in range(MOST_TOLD + 5)))
+    host.clock.advance(60)
+    foretold = host.collect(dry_run=True)
+    collected = host.collect()
+    assert foretold == collected
+    assert (len(collected.gone), collected.count) == (MOST_TOLD, MOST_TOLD + 5)
+    assert foretold.told(dry_run=True).splitlines()[-2] == "would go: 5 more"
+    assert collected.told().splitlines()[-2] == "removed: 5 more, see collected.jsonl"
+    assert len((host.data / "collected.jsonl").read_text().splitlines()) == MOST_TOLD + 5
+
+
+def test_of_very_many_problems_each_is_told_once_and_the_first_only() -> None:
+    outcome = Outcome()
+    for number in range(1000):
+        outcome.failed(StoreError(f"nothing can be written: {number // 2}"))
+    assert len({*map(str, outcome.problems)}) == len(outcome.problems) == 100
+
+
+def test_what_a_deletion_did_not_get_to_is_told_as_that(host: Host) -> None:
+    host.provide()
+    host.system.holdings.registry.tombstones.delete(KERNEL, now=host.clock())
+    foretold, collected = host.collect(dry_run=True), host.collect()
+    assert sorted(foretold.gone) == sorted(collected.gone)
+    assert {each.why for each in collected.gone if each.what == KERNEL} == {"deleted"}

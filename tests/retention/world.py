@@ -24,6 +24,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.lockfile import PackagePin, editing_lock
 from systemfiles.foundation.paths import Paths
+from systemfiles.foundation.progress import Progress, silent
 from systemfiles.provision.rolling import Resolved
 from systemfiles.registry.registry import Registry
 from systemfiles.retention.holdings import Holdings
@@ -104,17 +105,16 @@ class World:
             sha256=hashlib.sha256(data).hexdigest(),
         )
 
-    def update(self, system: SystemFiles, release: str) -> BootFiles:
+    def update(self, system: SystemFiles, release: str, *, progress: Progress = silent) -> BootFiles:
         """What `provision --update` does once apt has said that `release` is the newest."""
         version = f"packaged-{release}"
         kernel, busybox = (self.pin_of(name, release) for name in ("linux-image-test", "busybox-static"))
         with editing_lock(system.paths) as lock:
             lock.kernel.setdefault(version, {}).setdefault(X86, kernel)
-        provisioner = system.provisioner(timeout=60)
-        booted = provisioner.kernels.provide(version, X86).artifact
-        root = provisioner.initrds.provide("modular", booted, X86, newer={"busybox-static": busybox}).artifact
-        provisioner.rolling.settle(Resolved({"packaged": (version, kernel)}, {"busybox-static": busybox}), X86)
-        return system.ensure(version, root.version)
+        provisioner, newer = system.provisioner(timeout=60, progress=progress), {"busybox-static": busybox}
+        _, root = provisioner.provide(version, ["modular"], X86, newer=newer)
+        provisioner.rolling.settle(Resolved({"packaged": (version, kernel)}, newer), X86)
+        return system.ensure(version, root.artifact.version)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import pytest
 
 from systemfiles import SystemFiles
 from systemfiles.content.artifacts import Artifacts
-from systemfiles.content.layout import Descriptor
+from systemfiles.content.descriptors import Descriptor
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import load_catalog

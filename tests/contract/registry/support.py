@@ -23,7 +23,7 @@ from systemfiles.registry.leases import Leases
 from systemfiles.registry.postgresql import PostgreSQL
 from systemfiles.registry.registry import Registry
 from systemfiles.registry.sqlite import SQLite
-from systemfiles.registry.tombstones import Tombstones
+from systemfiles.registry.tombstones import Tombstone, Tombstones
 from tests.conftest import CHECKOUT
 
 STORE = "store-a"
@@ -99,6 +99,11 @@ class World:
 
     def lease_rows(self) -> int:
         return int(self.base.sql("SELECT count(*) FROM asset_leases")[0][0])
+
+
+def pending(tombstones: Tombstones) -> tuple[Tombstone, ...]:
+    """What has lost its row."""
+    return tuple(stone for batch in tombstones.pending() for stone in batch)
 
 
 class Standing:

@@ -144,3 +144,23 @@ def test_types_are_kept_as_what_they_are(world: World) -> None:
     for number, kind in enumerate(AssetType):
         world.assets.register(asset(f"a{number}", type=kind))
         assert world.assets.get(f"a{number}", now=1).type is kind
+
+
+PATHS = (
+    *("", "/", "/etc/passwd", "..", "../outside", "a/../../outside", "a/..", ".", "./a", "a//b", "a/", "a/./b"),
+    *("system", "system/store.json", "system/kernel/k/x86_64", "tmp/x", "locks/x"),
+    *("registry.sqlite", "registry.sqlite-wal", "collected.jsonl"),
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_that_is_not_the_assets_own_is_refused(world: World, path: str) -> None:
+    with pytest.raises(UsageError, match="is no path of an asset"):
+        world.assets.register(asset("a"), store_id=STORE, path=path)
+    assert world.ids() == []
+
+
+@pytest.mark.parametrize("path", ["a", "files/a", ".a", "a..b", "...", "systems/a", "a\\b", "é/ü"])
+def test_any_other_path_below_the_data_directory_is_fine(world: World, path: str) -> None:
+    world.assets.register(asset("a"), store_id=STORE, path=path)
+    assert world.base.sql("SELECT path FROM asset_locations") == [(path,)]

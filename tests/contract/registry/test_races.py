@@ -14,7 +14,7 @@ from systemfiles.foundation.errors import AssetExists, AssetInUse, AssetNotFound
 from systemfiles.registry.assets import Assets
 from systemfiles.registry.leases import Leases
 from systemfiles.registry.tombstones import Tombstones
-from tests.contract.registry.support import PATIENCE, STORE, Base, Running, Standing, World, asset
+from tests.contract.registry.support import PATIENCE, STORE, Base, Running, Standing, World, asset, pending
 
 ROUNDS = 400 if os.environ.get("SYSTEMFILES_TEST_FULL") else 60
 
@@ -60,7 +60,7 @@ def test_who_condemns_first_leaves_nothing_to_acquire(pair: World) -> None:
         lambda standing: Tombstones(standing.database, STORE).condemn(["b"], reason="", now=1000),
         lambda: pair.leases.acquire(["a", "b"], "vm-1", now=1000, store_id=STORE),
     ) as (_, error):
-        assert len(pair.tombstones.pending()) == 1
+        assert len(pending(pair.tombstones)) == 1
         assert isinstance(error, AssetNotFound)
         assert pair.lease_rows() == 0
 
@@ -103,7 +103,7 @@ def test_force_wins_over_who_acquires_meanwhile(pair: World) -> None:
         lambda standing: Leases(standing.database).acquire(["a"], "vm-1", now=1000),
         lambda: pair.tombstones.delete("a", now=1000, force=True),
     ):
-        assert len(pair.tombstones.pending()) == 1
+        assert len(pending(pair.tombstones)) == 1
         assert pair.lease_rows() == 0
 
 
@@ -144,7 +144,7 @@ def test_an_id_can_be_registered_again_behind_its_deletion(pair: World) -> None:
         lambda: pair.assets.register(asset("a", name="second"), store_id=STORE, path="p"),
     ):
         assert pair.assets.get("a", now=1).name == "second"
-        assert len(pair.tombstones.pending()) == 1
+        assert len(pending(pair.tombstones)) == 1
 
 
 def test_of_two_updates_neither_is_lost(pair: World) -> None:
@@ -255,7 +255,7 @@ def test_two_processes_never_both_win(world: World) -> None:
         worker.join(PATIENCE * 2)
         assert worker.exitcode == 0
     held = {id for lease in world.leases.list(now=1000) for id in lease.asset_ids}
-    gone = {stone.asset_id for stone in world.tombstones.pending()}
+    gone = {stone.asset_id for stone in pending(world.tombstones)}
     assert held | gone == every
     assert not held & gone
     assert sorted(held) == world.ids()

@@ -6,7 +6,7 @@ import pytest
 
 from systemfiles.foundation.errors import AssetInUse, AssetNotFound, LeaseNotFound
 from systemfiles.registry.tombstones import BATCH, Tombstone, Tombstones
-from tests.contract.registry.support import STORE, World, asset
+from tests.contract.registry.support import STORE, World, asset, pending
 
 OTHER = "store-b"
 TABLES = ("assets", "asset_labels", "asset_leases", "asset_locations")
@@ -48,7 +48,7 @@ def test_what_nobody_holds_becomes_a_tombstone(world: World) -> None:
     )
     assert facts == ("a", "name of a", "files/a", 7, "because", "vm-1", 2000)
     assert rows(world) == 0
-    assert world.tombstones.pending() == (stone,)
+    assert pending(world.tombstones) == (stone,)
     with pytest.raises(AssetNotFound):
         world.assets.get("a", now=1)
     with pytest.raises(AssetNotFound):
@@ -56,7 +56,7 @@ def test_what_nobody_holds_becomes_a_tombstone(world: World) -> None:
     with pytest.raises(LeaseNotFound):
         world.leases.release(lease.id, now=1501)
     world.tombstones.drop([stone.id])
-    assert world.tombstones.pending() == ()
+    assert pending(world.tombstones) == ()
 
 
 def test_what_is_held_stays_as_it_is(world: World) -> None:
@@ -80,7 +80,7 @@ def test_an_id_may_come_again_while_its_tombstone_is_there(world: World) -> None
     world.add("a")
     (second,) = world.tombstones.delete("a", now=1000)
     assert first.id != second.id
-    assert world.tombstones.pending() == tuple(sorted((first, second), key=lambda stone: stone.id))
+    assert pending(world.tombstones) == tuple(sorted((first, second), key=lambda stone: stone.id))
 
 
 def test_more_than_a_batch_is_condemned_at_once(world: World) -> None:
@@ -89,8 +89,8 @@ def test_more_than_a_batch_is_condemned_at_once(world: World) -> None:
     assert candidates(world.tombstones) == every
     assert ids(world.tombstones.condemn(every, reason="", now=1000)) == every
     assert rows(world) == 0
-    world.tombstones.drop([stone.id for stone in world.tombstones.pending()])
-    assert world.tombstones.pending() == ()
+    world.tombstones.drop([stone.id for stone in pending(world.tombstones)])
+    assert pending(world.tombstones) == ()
 
 
 def test_nothing_at_all_is_no_fault(world: World) -> None:
@@ -147,7 +147,7 @@ def test_one_store_condemns_its_own_copy_only(shared: tuple[World, Tombstones]) 
     assert (stone.asset_id, stone.path) == ("both", "files/both")
     assert world.ids() == ["both", "mine", "theirs"]
     assert world.assets.get("both", now=1).labels == {"a": "b"}
-    assert theirs.pending() == ()
+    assert pending(theirs) == ()
     assert candidates(theirs) == ["both", "theirs"]
     (stone,) = theirs.condemn(["both"], reason="", now=1000)
     assert stone.path == "elsewhere/both"
@@ -158,7 +158,7 @@ def test_one_store_drops_its_own_tombstones_only(shared: tuple[World, Tombstones
     world, theirs = shared
     stones = theirs.condemn(["both", "theirs"], reason="", now=1000)
     world.tombstones.drop([stone.id for stone in stones])
-    assert {*theirs.pending()} == {*stones}
+    assert {*pending(theirs)} == {*stones}
 
 
 def test_a_lease_on_one_stores_copy_holds_that_one_only(shared: tuple[World, Tombstones]) -> None:
@@ -227,4 +227,48 @@ def test_uses_say_who_holds_what_and_when_it_was_used(world: World) -> None:
     world.leases.acquire(["a"], "vm-2", now=2000)
     world.leases.acquire(["a"], "vm-1", now=1000)
     world.leases.acquire(["b"], "vm-3", now=1000, ttl=1)
-    assert world.tombstones.uses(["a", "b", "c"], now=1001) == ({"a": ("vm-1", "vm-2")}, {"a": 2000, "b": 1000})
+    assert world.tombstones.uses(["a", "b", "c"], now=1001) == ({"a": ("vm-1", "vm-2")}, {"a": 2000, "b": 1001})
+
+
+def test_a_lease_that_was_released_was_a_use_until_then(world: World) -> None:
+    world.add("a", "b")
+    lease = world.leases.acquire(["a"], "vm-1", now=1000)
+    world.leases.release(lease.id, now=2000.9)
+    assert world.tombstones.uses(["a"], now=2000) == ({}, {"a": 2000})
+    assert candidates(world.tombstones, now=9999, unused_since=1999) == ["b"]
+    assert world.tombstones.condemn(["a"], reason="", now=9999, unused_since=1999) == ()
+    assert len(world.tombstones.condemn(["a"], reason="", now=9999, unused_since=2000)) == 1
+
+
+def test_a_lease_that_ended_by_itself_was_a_use_until_its_end(world: World) -> None:
+    world.add("a", "b")
+    world.leases.acquire(["a"], "vm-1", now=1000, ttl=500)
+    assert candidates(world.tombstones, now=9999, unused_since=1499) == ["b"]
+    assert world.tombstones.condemn(["a"], reason="", now=9999, unused_since=1499) == ()
+    assert candidates(world.tombstones, now=9999, unused_since=1500) == ["a", "b"]
+    assert len(world.tombstones.condemn(["a"], reason="", now=9999, unused_since=1500)) == 1
+
+
+def test_an_end_that_is_yet_to_come_is_no_use_in_the_future(world: World) -> None:
+    world.add("a")
+    world.leases.acquire(["a"], "vm-1", now=1000, ttl=500)
+    assert world.tombstones.uses(["a"], now=1200) == ({"a": ("vm-1",)}, {"a": 1000})
+
+
+def test_a_release_by_a_clock_that_was_set_back_takes_no_use_away(world: World) -> None:
+    world.add("a", at=5000)
+    lease = world.leases.acquire(["a"], "vm-1", now=1000)
+    world.leases.release(lease.id, now=1001)
+    assert world.tombstones.uses(["a"], now=1001) == ({}, {"a": 5000})
+
+
+def test_those_that_are_pending_are_given_in_batches_to_the_last_that_there_was(world: World) -> None:
+    world.add_many(f"a{number:03}" for number in range(BATCH + 1))
+    stones = world.tombstones.condemn(world.ids(), reason="", now=1000)
+    batches = world.tombstones.pending()
+    assert len(next(batches)) == BATCH
+    world.add("later")
+    world.tombstones.condemn(["later"], reason="", now=2000)
+    ((last,),) = batches
+    assert last == max(stones, key=lambda stone: stone.id)
+    assert len(pending(world.tombstones)) == BATCH + 2
