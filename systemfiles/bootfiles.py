@@ -28,6 +28,10 @@ _ENDING = {
 }
 
 
+VMMS = tuple(sorted(_ENDING))
+"""Those whose guests we know how to start."""
+
+
 class KernelFile(NamedTuple):
     """A kernel on disk: `sha256` in hex, `size` in bytes."""
 
@@ -69,7 +73,7 @@ class BootFiles(NamedTuple):
             return f"{_MACHINE[vmm, self.kernel.arch]} {_ENDING[vmm]}"
         except KeyError:
             msg = f"{vmm!r} is not a known VMM"
-            raise UsageError(msg, details=[("known", ", ".join(sorted(_ENDING)))]) from None
+            raise UsageError(msg, details=[("known", ", ".join(VMMS))]) from None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, to be kept with a VM's own records; `from_dict` reads it back."""

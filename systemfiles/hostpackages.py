@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 PROVISIONING = {"libarchive13": "reads distribution packages and compressed kernels"}
 TESTS = {
+    "bc": "for compiling a kernel",
+    "bison": "for compiling a kernel",
     "busybox-static": "what our list of applets is compared with",
     "cpio": "an independent reader of initrds",
     "curl": "what downloads are measured against",
@@ -23,7 +25,13 @@ TESTS = {
     "docker-registry": "a real registry to pull from and push to; not started by the installation",
     "e2fsprogs": "an independent reader of ext4 disks",
     "erofs-utils": "an independent reader of EROFS disks",
+    "flex": "for compiling a kernel",
+    "gcc": "compiles a kernel with everything built in, for machines that Debian's does not know",
     "libarchive-tools": "bsdtar, another independent reader",
+    "libc6-dev": "for compiling a kernel",
+    "libelf-dev": "for compiling a kernel",
+    "linux-source": "that kernel, of which but a small part is compiled",
+    "make": "for compiling a kernel",
     "postgresql": "a real server for the registry, run by the tests; not started by the installation",
     "qemu-system-arm": "boots aarch64 guests",
     "qemu-system-x86": "boots x86_64 guests",
@@ -33,6 +41,8 @@ TESTS = {
     "strace": "kills processes and fails their system calls where a test wants it",
     "umoci": "another one",
 }
+if os.uname().machine != "x86_64":
+    TESTS["gcc-x86-64-linux-gnu"] = "compiles that kernel on another host"
 _NO_APT = "install these by the means of your distribution"
 # invoke-rc.d(8) asks this file before it starts a daemon of a package that was just installed; 101 means no
 _POLICY = Path("/usr/sbin/policy-rc.d")

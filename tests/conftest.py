@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from systemfiles import BootFiles, SystemFiles
-from systemfiles.content.layout import Descriptor, Layout
+from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.paths import Paths
 
 CHECKOUT = Path(__file__).parent.parent

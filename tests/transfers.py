@@ -49,7 +49,7 @@ def push_image(host: str, repository: str, *, layers: int, size: int) -> str:
     import io
     import os
 
-    from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Descriptor, image_config, manifest
+    from systemfiles.content.descriptors import IMAGE_CONFIG, MANIFEST, Descriptor, image_config, manifest
     from systemfiles.foundation.arch import Arch
     from systemfiles.foundation.digest import Digest
     from systemfiles.sources.oci import Repository

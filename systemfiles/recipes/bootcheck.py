@@ -2,7 +2,7 @@
 
 Without an image there are four boots of the probe's own::
 
-    everything   as root, with all that a guest may be told to use, its disks out of order but with serials
+    full         as root, with all that a guest may be told to use, its disks out of order but with serials
     user         as a user by name, on the same overlay, its disks known by their order
     systemd      as PID 1
     failure      told to run what is not there
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from systemfiles.bootfiles import BootFiles
 from systemfiles.content.images import Image
@@ -43,15 +44,20 @@ _NOT_FOUND = 127
 _OVERLAY, _VOLUME = 16 << 20, 4 << 20
 
 
+class Options(TypedDict, total=False):
+    """As of `check_boot`."""
+
+    image: Image | None
+    accel: str
+    limit: float
+    start: float
+    progress: Progress
+
+
 def check_and_keep_log(
     files: BootFiles,
     paths: Paths,
-    *,
-    image: Image | None = None,
-    accel: str = "tcg",
-    limit: float = LIMIT,
-    start: float = START,
-    progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Report:
     """`check_boot` in a temporary directory. When the contract does not hold, the serial log is kept: in the data
     directory, or where temporary files are if that cannot be written. Raises as `check_boot`.
@@ -60,7 +66,7 @@ def check_and_keep_log(
     with _work_in(paths) as directory:
         log = directory / "serial.log"
         try:
-            report = check_boot(files, directory, image=image, accel=accel, limit=limit, start=start, progress=progress)
+            report = check_boot(files, directory, **options)
         except ToolFailed:
             if log.exists():
                 _keep(log, name, paths)
@@ -108,16 +114,16 @@ def check_boot(
 def _check_probe(guests: Guests) -> Report:
     write_rootfs_disk(guests.disk("rootfs"), [guests.probe.image()])
     write_overlay_disk(guests.disk("overlay"), _OVERLAY)
-    first = _everything(guests)
-    if "everything" in first.facts:
+    first = _full(guests)
+    if "full" in first.facts:
         _user(guests)
         _systemd(guests)
         _failure(guests)
     return guests.report(contract.init_seconds(first.facts))
 
 
-def _everything(guests: Guests) -> Guest:
-    config = guests.probe.everything()
+def _full(guests: Guests) -> Guest:
+    config = guests.probe.full()
     write_config_disk(guests.disk("config"), config)
     for name in ("reference", "data", "template"):
         content = probe.layer({"value": f"{probe.AS_DELIVERED}\n".encode()})
@@ -131,13 +137,13 @@ def _everything(guests: Guests) -> Guest:
     before = {name: hash_file(disks[name]) for name in unchanging}
     guest = guests.boot("as root, with everything", disks, network=True)
     findings, facts = guests.findings, guest.facts
-    if guests.has_started(guest) and "everything" not in facts:
+    if guests.has_started(guest) and "full" not in facts:
         findings.expect(ENDING, "what the probe tells", "everything", f"nothing after {[*facts][-1]}")
         contract.check_ending(findings, guest.outcome, probe.STATUS)
     elif guest.started:
         contract.check_any(findings, facts, guests.probe.modules, disks)
         contract.check_network(findings, facts, guests.probe.nonce)
-        contract.check_everything(findings, facts, guests.probe, config)
+        contract.check_full(findings, facts, guests.probe, config)
         contract.check_ending(findings, guest.outcome, probe.STATUS)
         _expect_settled(guests)
         for name, step in unchanging.items():
@@ -188,7 +194,7 @@ def _expect_settled(guests: Guests) -> None:
 def _keep(log: Path, name: str, paths: Paths) -> Path:
     """A copy of the serial log that stays."""
     content = log.read_bytes()
-    kept = paths.data_dir / "logs" / f"{name}.log"
+    kept = paths.boot_log(name)
     try:
         write_file(kept, content, scratch=paths.tmp, mode=0o600)
     except StoreError:  # which a full disk is, too

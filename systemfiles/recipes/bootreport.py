@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from systemfiles.recipes.qemu import shown
+from systemfiles.recipes.console import shown
 
 ENDING = 10
 """The number of what comes after the steps."""
@@ -40,7 +40,7 @@ STEPS: Mapping[int, str] = {
 }
 """As the head of the init script numbers them."""
 
-FACT = "systemfiles-probe: "
+FACT = "systemfiles-probe "
 """What the probe's lines begin with."""
 
 _LAST_LINES = 15

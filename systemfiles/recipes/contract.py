@@ -8,22 +8,24 @@ Source: the head of the init script.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 from systemfiles.recipes import probe
+from systemfiles.recipes.accounts import Account, find_account
 from systemfiles.recipes.bootreport import ENDING, Findings
+from systemfiles.recipes.console import Outcome
 from systemfiles.recipes.guestconfig import GuestConfig
 from systemfiles.recipes.probe import Probe
-from systemfiles.recipes.qemu import Outcome
 
 Facts = Mapping[str, str]
 
 _MOUNTS = {"/proc": "proc", "/sys": "sysfs", "/dev": "devtmpfs", "/dev/pts": "devpts", "/dev/shm": "tmpfs"}
 _LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
-_TIME = r"\[ *(\d{1,9}\.\d{1,9})\] "
-_TIMES = re.compile(f"{_TIME}Run /init as init.*?;{_TIME}systemfiles-probe started;")
+_CLOCK = re.compile(r"(\d{1,9}\.\d{2}) (\d{1,11})")
+_TICKS = 100  # of a second: USER_HZ, in which /proc tells of time
 
 _STEP_OF_ERROR = (
     (1, r"cannot mount /proc, /sys and /dev|cannot fill /dev|cannot load module"),
@@ -45,9 +47,9 @@ def step_of_error(error: str) -> int:
 
 
 def init_seconds(facts: Facts) -> float | None:
-    """From init's start to the probe's, by the clock of the kernel's log, which only root may read."""
-    times = _TIMES.search(facts.get("kernel-log", ""))
-    return float(times[2]) - float(times[1]) if times else None
+    """From init's start to the probe's, by the guest's clock."""
+    times = _CLOCK.fullmatch(facts.get("clock", ""))
+    return float(times[1]) - int(times[2]) / _TICKS if times else None
 
 
 def check_any(findings: Findings, facts: Facts, modules: Iterable[str], disks: Iterable[str]) -> None:
@@ -81,10 +83,10 @@ def check_network(findings: Findings, facts: Facts, told: str) -> None:
     findings.expect(5, "what a server on the host answers", told, facts.get("fetched"))
 
 
-def check_everything(findings: Findings, facts: Facts, asked: Probe, config: GuestConfig) -> None:
+def check_full(findings: Findings, facts: Facts, asked: Probe, config: GuestConfig) -> None:
     """What only the guest with everything can tell; all but its disks."""
     words = _words(facts.get("cmdline"))
-    findings.expect(4, "a word that config.sh has", asked.nonce, words[3].decode(errors="replace") if words[3:] else "")
+    findings.expect(4, "a word that config.sh has", asked.nonce, words[2].decode(errors="replace") if words[2:] else "")
     for volume in probe.VOLUMES:
         was, now = (facts.get(f"{when}-{volume.device}") for when in ("was", "now"))
         as_delivered = f"{probe.AS_DELIVERED};"
@@ -96,7 +98,7 @@ def check_everything(findings: Findings, facts: Facts, asked: Probe, config: Gue
     environment = [_encoded(f"{name}={value}") for name, value in config.environment.items()]
     _expect_words(findings, "variable", sorted(environment), sorted(_words(facts.get("environ"))))
     findings.expect(8, "the working directory", f"{config.workdir};", facts.get("directory"))
-    _check_ids(findings, facts, 0, 0)
+    _check_ids(findings, facts, 0, 0, probe.ROOTS_GROUPS)
     findings.expect(8, "processes that ended and were not reaped", "none", facts.get("zombies") or "none")
     for signal in ("INT", "TERM"):
         findings.expect(8, f"{signal} as sent to init", "received", facts.get(f"signal-{signal}"))
@@ -104,10 +106,7 @@ def check_everything(findings: Findings, facts: Facts, asked: Probe, config: Gue
 
 def check_user(findings: Findings, facts: Facts, asked: Probe) -> None:
     """What the guest that runs as somebody tells."""
-    _check_ids(findings, facts, probe.UID, probe.GID)
-    found = re.search(r"Groups:([\s\d]*)", facts.get("ids", ""))
-    groups = " ".join(sorted(found[1].split())) if found else None
-    findings.expect(8, "the user's groups", " ".join(sorted(map(str, probe.GROUPS))), groups)
+    _check_ids(findings, facts, probe.UID, probe.GID, probe.GROUPS)
     home = f"HOME=/home/{probe.USER}".encode()
     _expect_words(findings, "variable", [home, b"PATH=/bin"], sorted(_words(facts.get("environ"))))
     findings.expect(8, "the working directory", "/;", facts.get("directory"))
@@ -118,13 +117,16 @@ def check_image(findings: Findings, facts: Facts, config: GuestConfig) -> None:
     """What an image's own configuration says of its guest."""
     arrived = _words(facts.get("environ"))
     said = [_encoded(f"{name}={value}") for name, value in config.environment.items()]
+    account = _account(facts, config.user)
     defaults = [word for word in arrived if word not in said and word.startswith((b"HOME=", b"PATH="))]
+    if account and "HOME" not in config.environment:
+        home = next((os.fsdecode(word) for word in defaults if word.startswith(b"HOME=")), None)
+        findings.expect(8, "the home directory", f"HOME={account.home}", home)
     _expect_words(findings, "variable", sorted([*said, *defaults]), sorted(arrived))
     directory = config.workdir or "/"
     findings.expect(8, "the working directory", directory, facts.get("workdir", facts.get("directory")))
-    user, _, group = config.user.partition(":")
-    if not user or user.isdecimal():
-        _check_ids(findings, facts, int(user or 0), int(group) if group.isdecimal() else None)
+    if account:
+        _check_ids(findings, facts, account.uid, account.gid, account.groups)
     findings.expect(6, f"what is mounted on {probe.PLACE}", "ext4", _mounts(facts).get(probe.PLACE))
 
 
@@ -156,13 +158,21 @@ def _check_kernel_file_systems(findings: Findings, facts: Facts, modules: Iterab
     findings.expect(1, "modules of /etc/modules", "all", _all_or_missing(set(modules), loaded))
 
 
-def _check_ids(findings: Findings, facts: Facts, uid: int, gid: int | None) -> None:
-    for name, number in (("Uid", uid), ("Gid", gid)):
-        found = re.search(rf"{name}:([\s\d]*)", facts.get("ids", ""))
-        if number is not None:
-            findings.expect(
-                8, f"its {name.lower()}", str(number), " ".join(sorted({*found[1].split()})) if found else ""
-            )
+def _check_ids(findings: Findings, facts: Facts, uid: int, gid: int, groups: Iterable[int]) -> None:
+    """The real, effective, saved and file system's numbers; `groups` are the supplementary ones."""
+    expected = {"Uid": {uid}, "Gid": {gid}, "Groups": groups}
+    for name, numbers in expected.items():
+        found = re.search(rf"\b{name}:([\s\d]*)", facts.get("ids", ""))
+        wanted = " ".join(sorted(map(str, numbers)))
+        findings.expect(8, f"its {name.lower()}", wanted, " ".join(sorted({*found[1].split()})) if found else None)
+
+
+def _account(facts: Facts, user: str) -> Account | None:
+    """None where the probe could not read /etc/passwd or /etc/group."""
+    if "passwd" not in facts or "group" not in facts:
+        return None
+    passwd, group = (os.fsdecode(_bytes(facts[name])) for name in ("passwd", "group"))
+    return find_account(user, passwd, group)
 
 
 def _mounts(facts: Facts) -> dict[str, str]:
@@ -177,11 +187,15 @@ def _all_or_missing(wanted: set[str], seen: set[str]) -> str:
 
 def _words(told: str | None) -> list[bytes]:
     """Of a file in /proc that ends each of them with NUL."""
-    try:
-        data = bytes.fromhex(told or "")
-    except ValueError:
-        return []
+    data = _bytes(told)
     return data.removesuffix(b"\0").split(b"\0") if data else []
+
+
+def _bytes(told: str | None) -> bytes:
+    try:
+        return bytes.fromhex(told or "")
+    except ValueError:
+        return b""
 
 
 def _expect_words(findings: Findings, what: str, expected: Sequence[bytes], seen: Sequence[bytes]) -> None:

@@ -13,18 +13,19 @@ from systemfiles.foundation.files import storing
 from systemfiles.foundation.progress import Progress
 from systemfiles.recipes import contract, probe, qemu
 from systemfiles.recipes.bootreport import ENDING, Findings, Report, brief
+from systemfiles.recipes.console import Outcome
 from systemfiles.recipes.probe import Probe
-from systemfiles.recipes.qemu import Outcome
 
-STARTED = re.compile(r"^systemfiles-probe: started ", re.MULTILINE)
+_LONGEST_LINE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest that ran, and what the probe in it told."""
+    """A guest that ran, what the probe in it told, and which of the patterns that its time depends on it wrote."""
 
     outcome: Outcome
     facts: Mapping[str, str]
+    met: frozenset[re.Pattern[str]]
 
     @property
     def started(self) -> bool:
@@ -76,21 +77,22 @@ class Guests:
         log = self.disk("serial.log")
         with storing(log), log.open("ab") as file:
             file.write(f"{'' if self._boots == 1 else chr(10)}=== boot {self._boots}: {title} ===\n".encode())
+        watch = Watch({self.probe.told("started"): self.limit} if times is None else times)
         with probe.serving(self.probe.nonce) as server:
             outcome = qemu.boot(
                 *(self._machine, self._files, disks),
                 serials=serials,
                 locked=locked,
                 server=server if network else None,
-                arguments=f"printk.time=1 {arguments}",  # as init's start is in the kernel's log
+                arguments=f"printk.time=1 {arguments}",  # by which the kernel's lines are known
                 memory=memory,
                 accel=self._accel,
                 limit=self._start,
                 log=log,
-                watch=_watch({STARTED: self.limit} if times is None else times),
+                watch=watch,
                 progress=self.progress,
             )
-        return Guest(outcome, probe.facts(outcome.console))
+        return Guest(outcome, self.probe.facts(outcome.console), frozenset(watch.met))
 
     def has_started(self, guest: Guest, *, step: int | None = None) -> bool:
         """Whether its entrypoint did. If not, it is noted why; as of `step`, if that is all that this guest is for."""
@@ -133,12 +135,21 @@ class Guests:
         return Report(subject, self.findings, self._boots, took, init_seconds, self._console, tuple(notes))
 
 
-def _watch(times: Mapping[re.Pattern[str], float]) -> qemu.Watch:
-    left = dict(times)
+class Watch:
+    """Looks for patterns in each line as it is complete, however many there are: no image can write too much for that.
 
-    def watch(console: bytes) -> float | None:
-        text = console.decode(errors="replace")
-        found = [pattern for pattern in left if pattern.search(text)]
-        return min((left.pop(pattern) for pattern in found), default=None)
+    Each sets once how many seconds are left.
+    """
 
-    return watch
+    def __init__(self, times: Mapping[re.Pattern[str], float]) -> None:
+        self.met: set[re.Pattern[str]] = set()
+        self._times = times
+        self._line = b""
+
+    def __call__(self, data: bytes) -> float | None:
+        complete, newline, self._line = (self._line + data).rpartition(b"\n")
+        self._line = self._line[:_LONGEST_LINE]
+        text = (complete + newline).decode(errors="replace").replace("\r", "")
+        found = {pattern for pattern in self._times.keys() - self.met if pattern.search(text)}
+        self.met |= found
+        return min((self._times[pattern] for pattern in found), default=None)

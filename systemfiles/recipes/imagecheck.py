@@ -16,14 +16,13 @@ from systemfiles.recipes import contract, probe
 from systemfiles.recipes.bootreport import ENDING, Report, brief
 from systemfiles.recipes.disks import write_config_disk, write_overlay_disk, write_rootfs_disk
 from systemfiles.recipes.guestconfig import GuestConfig
-from systemfiles.recipes.guests import STARTED, Guest, Guests
+from systemfiles.recipes.guests import Guest, Guests
 
 _OVERLAY = 1 << 30
 _MEMORY = 512  # MiB
 _GRACE = 10.0  # seconds from when an entrypoint is asked to end
 _PROBING = 30.0  # seconds for the probe's own part, at most
 _SETTLE = 1.0  # seconds for what systemd says right after it has started everything
-_TIME_OVER = re.compile(r"^systemfiles-probe: time over", re.MULTILINE)
 _NOT_RUN = (126, 127)
 _SYSTEMD_STARTED = re.compile(r"Startup finished in [^\r\n]*")
 _NOT_OF_THE_KERNEL = re.compile(r"^(?!\[ *\d+\.\d+\] |systemfiles: )[^\n]*\w[^\n]*$", re.MULTILINE)
@@ -48,12 +47,12 @@ def check_image(guests: Guests, image: Image) -> Report:
 
 
 def _check_entrypoint(guests: Guests, config: GuestConfig, notes: list[str]) -> Report:
-    write_config_disk(guests.disk("config"), guests.probe.around(config, guests.limit))
+    write_config_disk(guests.disk("config"), guests.probe.before(config, guests.limit))
     write_rootfs_disk(guests.disk("probe"), [guests.probe.volume(config)])
     disks = guests.disks("probe", "config", "rootfs", "overlay")
     guest = guests.boot(
         *("the image", disks),
-        times={STARTED: guests.limit + _PROBING, _TIME_OVER: _GRACE},
+        times={guests.probe.told("started"): guests.limit + _PROBING, guests.probe.told("time"): _GRACE},
         locked=["rootfs", "config", "probe"],
         network=True,
         memory=_MEMORY,
@@ -83,7 +82,7 @@ def _alone(guests: Guests, config: GuestConfig) -> Guest:
 
 def _end(guests: Guests, guest: Guest) -> str:
     """How the entrypoint ended. That a guest is stopped as its entrypoint runs on is no fault of anybody's."""
-    outcome, late = guest.outcome, "time" in guest.facts
+    outcome, late = guest.outcome, guests.probe.told("time") in guest.met
     runs_on = f"still ran after {guests.limit:g} s"
     if outcome.status is None and late:
         guests.findings.expect(ENDING, "the kernel", "no panic", outcome.panic or "no panic")

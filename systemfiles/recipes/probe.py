@@ -61,16 +61,15 @@ VOLUMES = (
     Volume("template", "/volumes/template", "overlay", "changes"),
 )
 USER, UID, GID, GROUPS = "probe", 1000, 1001, frozenset({1001, 50, 2000})
+ROOTS_GROUPS = frozenset({0, 50})
 
 _SCRIPT = Path(__file__).parent / "guest" / "probe.sh"
 _PASSWD = f"root:x:0:0:root:/root:/bin/sh\n{USER}:x:{UID}:{GID}::/home/{USER}:/bin/sh\n"
 _GROUP = f"root:x:0:\nstaff:x:50:root,{USER}\n{USER}:x:{GID}:\nlogs:x:2000:nobody,{USER}\n"
-_INIT = "#!/bin/sh\nexec /bin/probe systemd\n"
-_FACT = re.compile(r"^systemfiles-probe: ([a-zA-Z0-9.-]+) (.*)$", re.MULTILINE)
 _INITRD_MAX = 256 << 20
 
-Entry = bytes | str
-"""In a tree by path: content of a file (executable, for root alone to write), or where a link leads."""
+Entry = bytes | str | tuple[bytes, int] | None
+"""In a tree by path: a program, where a link leads, content and mode of another file, or a directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +102,17 @@ class Probe:
                 "bin/busybox": self.busybox,
                 "bin/sh": "busybox",
                 "bin/probe": _SCRIPT.read_bytes(),
-                "sbin/init": _INIT.encode(),
-                "etc/passwd": _PASSWD.encode(),
-                "etc/group": _GROUP.encode(),
+                "sbin/init": f"#!/bin/sh\nexec /bin/probe {self.nonce} systemd\n".encode(),
+                "etc/passwd": (_PASSWD.encode(), 0o644),
+                "etc/group": (_GROUP.encode(), 0o644),
             }
         )
 
-    def everything(self) -> GuestConfig:
+    def full(self) -> GuestConfig:
         """To use everything that a guest may be told to use."""
         return GuestConfig(
-            entrypoint=["probe", "everything"],
-            cmd=[self.nonce, qemu.SERVER, *WORDS],
+            entrypoint=["probe", self.nonce, "full"],
+            cmd=[qemu.SERVER, *WORDS],
             environment=ENVIRONMENT,
             workdir="/made/for/it",
             hostname=HOSTNAME,
@@ -123,16 +122,16 @@ class Probe:
 
     def user(self) -> GuestConfig:
         """To run as somebody else."""
-        return GuestConfig(entrypoint=["probe", "user"], environment={"PATH": "/bin"}, user=USER)
+        return GuestConfig(entrypoint=["probe", self.nonce, "user"], environment={"PATH": "/bin"}, user=USER)
 
     def systemd(self) -> GuestConfig:
         """To be PID 1."""
         return GuestConfig(init_mode="systemd", environment={"PATH": "/bin", "NONCE": self.nonce})
 
-    def around(self, config: GuestConfig, seconds: float) -> GuestConfig:
+    def before(self, config: GuestConfig, seconds: float) -> GuestConfig:
         """`config` with the probe before its entrypoint, which is asked to end after so many seconds."""
         stop = signal_number(config.stop_signal or "TERM")
-        probe = [f"{PLACE}/busybox", "sh", f"{PLACE}/probe", "image"]
+        probe = [f"{PLACE}/busybox", "sh", f"{PLACE}/probe", self.nonce, "image"]
         probe += [f"{seconds:g}", str(stop), qemu.SERVER, config.workdir or "/"]
         return replace(
             config,
@@ -148,29 +147,39 @@ class Probe:
         environment = f'set -- {words} "$@"\n'.encode("utf-8", "surrogateescape")
         return layer({"busybox": self.busybox, "probe": _SCRIPT.read_bytes(), "environment": environment})
 
+    def told(self, name: str) -> re.Pattern[str]:
+        """By which the console shows that the probe told this."""
+        return re.compile(f"^{_told_by(self.nonce)}{re.escape(name)} ", re.MULTILINE)
+
+    def facts(self, console: str) -> dict[str, str]:
+        """What the probe told: the first of each name."""
+        told: dict[str, str] = {}
+        for name, value in re.findall(f"^{_told_by(self.nonce)}([a-zA-Z0-9.-]+) (.*)$", console, re.MULTILINE):
+            told.setdefault(name, value)
+        return told
+
+
+def _told_by(nonce: str) -> str:
+    return f"systemfiles-probe {nonce}: "
+
 
 def layer(tree: Mapping[str, Entry]) -> io.BytesIO:
-    """A layer with `tree` in it, all of it root's."""
+    """An image's layer with `tree` in it: root owns it all."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, entry in tree.items():
             member = tarfile.TarInfo(name)
-            member.mode = 0o755
-            if isinstance(entry, str):
+            content, member.mode = entry if isinstance(entry, tuple) else (b"", 0o755)
+            if entry is None:
+                member.type = tarfile.DIRTYPE
+            elif isinstance(entry, str):
                 member.type, member.linkname = tarfile.SYMTYPE, entry
-                entry = b""
-            member.size = len(entry)
-            tar.addfile(member, io.BytesIO(entry))
+            elif isinstance(entry, bytes):
+                content = entry
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     out.seek(0)
     return out
-
-
-def facts(console: str) -> dict[str, str]:
-    """What the probe told: the first of each name, for what runs after it may tell anything."""
-    told: dict[str, str] = {}
-    for name, value in _FACT.findall(console):
-        told.setdefault(name, value)
-    return told
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import shlex
 import shutil
@@ -23,13 +22,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, TypedDict, Unpack
 
 from systemfiles.bootfiles import BootFiles
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import ToolFailed, ToolMissing, UsageError
-from systemfiles.foundation.files import storing
 from systemfiles.foundation.progress import Progress, silent
+from systemfiles.recipes.console import TAIL, Console, shown
+from systemfiles.recipes.console import Outcome as Outcome
 
 HOST = "10.0.2.2"
 """The gateway of a guest's network; by this address it reaches the loopback interface of the host."""
@@ -40,22 +40,17 @@ SERVER = "10.0.2.100"
 TALKATIVE = "loglevel=7"
 """The argument with which the kernel tells all it does."""
 
-CONSOLE_HEAD, CONSOLE_TAIL = 4 << 20, 64 << 10
-"""How many of the first and of the last bytes are kept of what a guest writes."""
-
 ACCELERATIONS = ("tcg", "kvm")
 """Emulation, and KVM: the host's own processor."""
 Watch = Callable[[bytes], float | None]
-"""Called now and then with what the guest wrote so far, up to CONSOLE_HEAD. May say in how many seconds, counted from
-now, the machine is to be stopped; None leaves that as it is."""
+"""Called with each piece of what the guest writes. May say in how many seconds, counted from now, the machine is to be
+stopped; None leaves that as it is."""
 
 _PACKAGES = {"x86_64": "qemu-system-x86", "aarch64": "qemu-system-arm"}
 _USE_TCG = "accel=tcg emulates either architecture, on any host and without privilege"
 _KVM = Path("/dev/kvm")
 _TICK = 0.1  # seconds between two looks at the clock
 _PIECE = 1 << 16
-_KERNELS = re.compile(r"\[ *\d+\.\d+\] ")
-_ERROR = "systemfiles: error: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,64 +80,6 @@ def machine_for(arch: Arch) -> Machine:
     return {Arch.X86_64: Q35, Arch.AARCH64: VIRT}[arch]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a machine ended. `status` is that of QEMU, None when it had to be stopped; `seconds` passed on the host."""
-
-    status: int | None
-    console: str
-    seconds: float
-
-    @property
-    def lines(self) -> list[str]:
-        return self.console.splitlines()
-
-    @property
-    def last_words(self) -> list[str]:
-        """What was written last, line by line, the last first; without empty lines and without the kernel's."""
-        return [line for line in reversed(self.lines) if line.strip() and not _KERNELS.match(line)]
-
-    @property
-    def exit(self) -> int | None:
-        """The status of the entrypoint as init reports it at the very end, None without a report."""
-        report = re.fullmatch(r"systemfiles: exit (\d{1,3})", self.last_words[0]) if self.last_words else None
-        return int(report[1]) if report else None
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """The failure that init reports right before the end, as `what (why)`; without an end, all that look like one.
-
-        What is elsewhere on the console may be the entrypoint's.
-        """
-        lines = self.last_words[1:2] if self.exit is not None else self.last_words[::-1]
-        return tuple(line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR))
-
-    @property
-    def panic(self) -> str | None:
-        """Why the kernel gave up, if it did."""
-        found = re.search(r"^(?:\[ *\d+\.\d+\] )?Kernel panic - not syncing(?:: )?(.*)", self.console, re.MULTILINE)
-        return (found[1] or "no reason is given") if found else None
-
-    @property
-    def ending(self) -> str:
-        """What became of the machine."""
-        if self.status is None:
-            return f"running after {self.seconds:.0f} s"
-        told = re.findall(r"^\[ *\d+\.\d+\] reboot: (Power down|Restarting system)", self.console, re.MULTILINE)
-        return {"Power down": "switched off", "Restarting system": "reset"}.get(told[-1] if told else "", "gone")
-
-    @property
-    def init_seconds(self) -> float:
-        """How long init ran, by the guest's clock. The kernel tells when that began and ended, to `TALKATIVE` ones."""
-        times = re.findall(r"^\[ *(\d+\.\d+)\] (?:Run /init as init process|reboot: )", self.console, re.MULTILINE)
-        return float(times[-1]) - float(times[0])
-
-    @property
-    def clean(self) -> bool:
-        """Whether the guest ended the machine itself, by init, and the kernel had no reason to."""
-        return self.status == 0 and self.exit is not None and self.panic is None
-
-
 def require_usable(machine: Machine, accel: str = "tcg") -> None:
     """Raises ToolMissing without the emulator, UsageError for an acceleration that cannot be used here."""
     if accel not in ACCELERATIONS:
@@ -161,6 +98,18 @@ def require_usable(machine: Machine, accel: str = "tcg") -> None:
         raise UsageError(msg, hint=_USE_TCG) from error
 
 
+class Attached(TypedDict, total=False):
+    """What else a machine has, as of `command`."""
+
+    serials: bool
+    locked: Sequence[str]
+    network: bool
+    server: int | None
+    arguments: str
+    memory: int
+    accel: str
+
+
 def command(
     machine: Machine,
     files: BootFiles,
@@ -174,7 +123,13 @@ def command(
     memory: int = 256,
     accel: str = "tcg",
 ) -> list[str]:
-    """QEMU's command line for what `boot` describes. Raises ToolMissing."""
+    """QEMU's command line. Raises ToolMissing.
+
+    `disks` are attached in their order, those in `locked` so that the guest cannot write to them, and with `serials`
+    their keys are the virtio serials. `network` gives it one that leads to the host and beyond; with `server` it leads
+    nowhere but to that port of the host's loopback interface, for one connection. `arguments` go to the end of the
+    kernel's command line. `memory` is in MiB.
+    """
     words = [_emulator(machine), *machine.options, "-accel", accel, "-m", str(memory), "-nodefaults", "-no-user-config"]
     if accel == "kvm":  # of two such options the last one counts
         words += ["-cpu", "host"]
@@ -201,58 +156,33 @@ def boot(
     files: BootFiles,
     disks: Mapping[str, Path],
     *,
-    serials: bool = True,
-    locked: Sequence[str] = (),
-    network: bool = False,
-    server: int | None = None,
-    arguments: str = "",
-    memory: int = 256,
-    accel: str = "tcg",
     typed: bytes = b"",
     limit: float = 120,
     log: Path | None = None,
-    watch: Watch | None = None,
+    watch: Watch = lambda _: None,
     progress: Progress = silent,
+    **attached: Unpack[Attached],
 ) -> Outcome:
     """Run `machine` until it ends, for at most `limit` seconds or what `watch` makes of that.
 
-    `disks` are attached in their order, those in `locked` so that the guest cannot write to them, and with `serials`
-    their keys are the virtio serials. `network` gives it one that leads to the host and beyond; with `server` it leads
-    nowhere but to that port of the host's loopback interface, for one connection. `arguments` go to the end of the
-    kernel's command line. `memory` is in MiB. `typed` is what its serial line receives; what it sends is appended to
-    `log`. `progress` is called with the bytes written there, and may raise. Whatever happens, QEMU has ended when this
+    `attached` is as of `command`. `typed` is what its serial line receives; what it sends is appended to `log`.
+    `progress` is called with the bytes written there, and may raise. Whatever happens, QEMU has ended when this
     returns. Raises ToolMissing, UsageError, NoSpace, StoreError, and ToolFailed when QEMU cannot do it.
     """
+    accel = attached.get("accel", "tcg")
     require_usable(machine, accel)
-    words = command(
-        *(machine, files, disks),
-        serials=serials,
-        locked=locked,
-        network=network,
-        server=server,
-        arguments=arguments,
-        memory=memory,
-        accel=accel,
-    )
+    words = command(machine, files, disks, **attached)
     start = time.monotonic()
-    with _Console.to(log) as console, tempfile.TemporaryFile() as complaints:
+    with Console.to(log) as console, tempfile.TemporaryFile() as complaints:
         run = _Run(console, watch, lambda total: progress(f"boot {machine.arch}", console.size, total))
         status = run.until_it_ends(words, typed, limit, complaints)
         complaints.seek(0)
-        complaint = complaints.read(CONSOLE_TAIL).decode(errors="backslashreplace")
+        complaint = complaints.read(TAIL).decode(errors="backslashreplace")
     text = console.text()
     if status:
         last = "\n".join(shown(complaint or text).splitlines()[-15:])
         raise ToolFailed(shlex.join(words), status=status, output=last, hint=_USE_TCG if accel == "kvm" else None)
     return Outcome(status, text, time.monotonic() - start)
-
-
-def shown(text: str) -> str:
-    """What a guest wrote, so that it can do a terminal no harm: of control characters only line ends are left."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
-        for char in text.replace("\t", "    ").replace("\r\n", "\n")
-    )
 
 
 def _emulator(machine: Machine) -> str:
@@ -265,11 +195,10 @@ def _emulator(machine: Machine) -> str:
 class _Run:
     """One process of QEMU, heard and watched."""
 
-    def __init__(self, console: _Console, watch: Watch | None, report: Callable[[int | None], None]) -> None:
+    def __init__(self, console: Console, watch: Watch, report: Callable[[int | None], None]) -> None:
         self._console = console
         self._watch = watch
         self._report = report
-        self._watched = 0
 
     def until_it_ends(self, words: Sequence[str], typed: bytes, limit: float, complaints: IO[bytes]) -> int | None:
         """The status of QEMU, None when it was stopped; what it says itself goes to `complaints`."""
@@ -281,27 +210,19 @@ class _Run:
             while (now := time.monotonic()) < deadline:
                 if now >= look:
                     look = now + _TICK
-                    deadline = self._look(now, deadline)
+                    self._report(None)
                 if not poll.poll(1000 * _TICK):
                     continue
                 if data := os.read(output, _PIECE):
                     self._console.add(data)
+                    left = self._watch(data)
+                    deadline = deadline if left is None else now + left
                     continue
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - now))
                 break
             self._report(self._console.size)  # which may be how an interruption is learned of
             return process.poll()
-
-    def _look(self, now: float, deadline: float) -> float:
-        """The deadline from now on."""
-        self._report(None)
-        written = len(self._console.head)
-        if self._watch is None or self._watched == written:
-            return deadline
-        self._watched = written
-        left = self._watch(bytes(self._console.head))
-        return deadline if left is None else now + left
 
 
 @contextlib.contextmanager
@@ -310,9 +231,9 @@ def _process(
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """QEMU while it runs, and where its output is read; it has ended afterwards."""
     # with this even a SIGKILL to this process leaves none behind
-    leash = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
+    wrapper = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
     with subprocess.Popen(
-        [*leash, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, bufsize=0
+        [*wrapper, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, bufsize=0
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -323,49 +244,3 @@ def _process(
             yield process, process.stdout.fileno()
         finally:
             process.kill()
-
-
-class _Console:
-    """What a guest writes: the first and the last of it in memory, and both in a file, the first as it comes."""
-
-    def __init__(self, file: BinaryIO | None, path: Path | None) -> None:
-        self.head = bytearray()
-        self.size = 0
-        self._tail = bytearray()
-        self._file = file
-        self._path = path
-
-    @classmethod
-    @contextlib.contextmanager
-    def to(cls, path: Path | None) -> Iterator[_Console]:
-        if path is None:
-            yield cls(None, None)
-            return
-        with storing(path):
-            file = path.open("ab", buffering=0)
-        with file:
-            console = cls(file, path)
-            try:
-                yield console
-            finally:
-                console._store(console._rest())
-
-    def add(self, data: bytes) -> None:
-        room = CONSOLE_HEAD - len(self.head)
-        self.size += len(data)
-        self.head += data[:room]
-        self._store(data[:room])
-        self._tail += data[room:]
-        del self._tail[:-CONSOLE_TAIL]
-
-    def text(self) -> str:
-        return (bytes(self.head) + self._rest()).decode(errors="backslashreplace").replace("\r\n", "\n")
-
-    def _rest(self) -> bytes:
-        left_out = self.size - len(self.head) - len(self._tail)
-        return (b"\n[%d bytes are left out here]\n" % left_out if left_out else b"") + self._tail
-
-    def _store(self, data: bytes) -> None:
-        if self._file is not None and self._path is not None and data:
-            with storing(self._path, needed=len(data)):
-                self._file.write(data)

@@ -5,22 +5,19 @@ The three disks, and those for volumes, are made by the package itself, but for 
 
 from __future__ import annotations
 
-import io
 import subprocess
-import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from systemfiles.recipes.disks import DiskFormat, write_config_disk, write_overlay_disk, write_rootfs_disk
 from systemfiles.recipes.guestconfig import GuestConfig
+from systemfiles.recipes.probe import Entry as Entry
+from systemfiles.recipes.probe import layer as layer
 
 from . import qemu
-from .qemu import Machine, Outcome
-
-Entry = bytes | str | tuple[bytes, int] | None
-"""In a tree by path: an executable, where a link leads, content and mode of another file, or a directory."""
+from .qemu import MICROVM_WITHOUT_ACPI, BootFiles, Machine, Outcome
 
 APPLETS = (
     *(
@@ -70,10 +67,14 @@ def shell(script: str, *words: str, **said: object) -> GuestConfig:
 
 @dataclass(frozen=True)
 class Host:
-    """A place where guests run: makes their disks in `directory`, and boots them with what was provisioned."""
+    """A place where guests run: makes their disks in `directory`, and boots them with what was provisioned.
+
+    A machine that describes its devices on the command line alone boots what `built_in` provides.
+    """
 
     provisioned: Provisioned
     directory: Path
+    built_in: Callable[[], BootFiles] | None = field(default=None, kw_only=True)
     root_format: DiskFormat | str = field(default="ext4", kw_only=True)
 
     def tree(self, machine: Machine) -> dict[str, Entry]:
@@ -113,9 +114,14 @@ class Host:
         path.chmod(0o600)
         return path
 
+    def files(self, machine: Machine) -> BootFiles:
+        if machine.name != MICROVM_WITHOUT_ACPI.name:
+            return self.provisioned.boot_files(machine.arch)
+        assert self.built_in is not None
+        return self.built_in()
+
     def boot(self, machine: Machine, disks: Mapping[str, Path], **options: object) -> Outcome:
-        files = self.provisioned.boot_files(machine.arch)
-        return qemu.boot(machine, files, disks, **options)  # type: ignore[arg-type]
+        return qemu.boot(machine, self.files(machine), disks, **options)  # type: ignore[arg-type]
 
     def run(
         self,
@@ -125,25 +131,3 @@ class Host:
         **options: object,
     ) -> Outcome:
         return self.boot(machine, self.disks(machine, config, tree), **options)
-
-
-def layer(tree: Mapping[str, Entry]) -> io.BytesIO:
-    """An image's layer with `tree` in it: root owns it all."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, entry in tree.items():
-            member = tarfile.TarInfo(name)
-            member.mode = 0o755
-            content = b""
-            if entry is None:
-                member.type = tarfile.DIRTYPE
-            elif isinstance(entry, str):
-                member.type, member.linkname = tarfile.SYMTYPE, entry
-            elif isinstance(entry, tuple):
-                content, member.mode = entry
-            else:
-                content = entry
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    out.seek(0)
-    return out

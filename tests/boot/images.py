@@ -58,7 +58,7 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Shop:
+class Workspace:
     """A data directory into which images come, and the place of the disks that are made from them."""
 
     data_dir: Path
@@ -67,7 +67,7 @@ class Shop:
     def systemfiles(self, *words: str | Path) -> str:
         return _run(sys.executable, "-m", "systemfiles.cli", *words, SYSTEMFILES_DATA_DIR=str(self.data_dir))
 
-    def bring_in(self, images: Images, name: str) -> None:
+    def copy_in(self, images: Images, name: str) -> None:
         there = f"oci:{self.data_dir}/system/oci-cache:{name}"
         self.systemfiles("lock", "--", "skopeo", "copy", "--quiet", f"oci:{images.layout}:{name}", there)
 

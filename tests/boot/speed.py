@@ -90,13 +90,13 @@ def start(
     )
     disks = host.disks(machine, config.script().decode() + _NOTES)
     replaced = ({} if init is None else {"init": init}) | ({"before": _BEFORE} if built_in else {})
-    files = _with(host.provisioned.boot_files(machine.arch), replaced, host.directory / "initrd")
+    files = with_scripts(host.provisioned.boot_files(machine.arch), replaced, host.directory / "initrd")
     arguments = "rdinit=/before" if built_in else ""
     # Polling through the plain script's sleep takes a busy host minutes.
     return _told(qemu.boot(machine, files, disks, network=network, arguments=arguments, limit=900))
 
 
-def _with(files: BootFiles, scripts: Mapping[str, bytes], path: Path) -> BootFiles:
+def with_scripts(files: BootFiles, scripts: Mapping[str, bytes], path: Path) -> BootFiles:
     """The same files, but for an initrd at `path` in which `scripts` replace what has their names."""
     with path.open("wb") as out:
         out.write(files.initrd.path.read_bytes())

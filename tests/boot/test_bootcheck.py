@@ -13,19 +13,20 @@ from pathlib import Path
 import pytest
 
 from systemfiles import BootFiles
+from systemfiles.content.descriptors import IMAGE_CONFIG, MANIFEST, canonical, manifest
 from systemfiles.content.images import Image
-from systemfiles.content.layout import IMAGE_CONFIG, MANIFEST, Layout, canonical, manifest
+from systemfiles.content.layout import Layout
 from systemfiles.foundation import cpio, cpioreader
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import SourceRefused, UsageError
 from systemfiles.foundation.paths import Paths
-from systemfiles.recipes import imagecheck
+from systemfiles.recipes import console, imagecheck
 from systemfiles.recipes.bootcheck import check_and_keep_log, check_boot
 from systemfiles.recipes.bootreport import ENDING, STEPS, Report, State
 from tests.conftest import ARCHES, CHECKOUT, Provisioned, doit
 
-from .guest import Entry, layer
+from .guest import GROUP, PASSWD, Entry, layer
 
 pytestmark = pytest.mark.boot
 
@@ -38,6 +39,10 @@ SABOTAGE = {
     "/dev has no links": ("cp -a /etc/dev/* /dev", "mkdir /dev/pts /dev/shm"),
     "the working directory is ignored": ('enter_workdir "${WORKDIR:-/}"', "cd /"),
     "nobody has groups": ("init_name=$init_word init_uid", "init_uid"),
+    "nobody has what the image says": (
+        'find_user "${RUN_AS:-0}"',
+        "export HOME=\"/\"; init_name='' init_uid=5 init_gid=6",
+    ),
     "a disk that is only to be read is written to": ("ro,noload", "rw"),
     "words are split once more": ('eval "set -- $ENTRYPOINT $CMD"', "set -- $(eval echo $ENTRYPOINT $CMD)"),
     "signals end at init": ("trap 'forward TERM' TERM", "trap : TERM"),
@@ -121,7 +126,7 @@ def test_a_contract_that_does_not_hold_is_a_failure_whose_log_is_kept(provisione
     assert log.stat().st_mode & 0o777 == 0o600
     assert ran.stdout.endswith(f"\nserial log: {log}\n")
     assert log.read_text().startswith("=== boot 1: as root, with everything ===\n")
-    assert "systemfiles-probe: started everything" in log.read_text()
+    assert ": started full\n" in log.read_text()
 
 
 def test_a_pair_that_is_not_there_is_told_as_ever(tmp_path: Path) -> None:
@@ -258,6 +263,8 @@ def test_an_image_without_a_shell_runs_unchanged_after_the_probe(
     assert report.holds, report.text()
     assert report.findings.state(9) is State.LEFT_OUT
     assert note(report) == "ended with the status 0"
+    assert report.init_seconds is not None  # though this user may not read the kernel's log
+    assert 0.05 < report.init_seconds < 20
     lines = (tmp_path / "serial.log").read_text(errors="replace").splitlines()
     dumped = bytes.fromhex("".join(line for line in lines if line.startswith(" ")))
     assert dumped.startswith("\0".join([*words, ""]).encode())
@@ -271,19 +278,22 @@ def test_an_image_without_a_shell_runs_unchanged_after_the_probe(
         ("trap 'exit 5' TERM; while :; do busybox sleep 0.1; done", "", "asked to end, it ended with the status 5"),
         ("trap 'exit 6' TERM; while :; do busybox sleep 0.1; done", "9", "asked to end, it ended with the status 6"),
         ("trap '' TERM; echo -n a prompt; busybox sleep 100", "", "and 1 s after it was asked to end: stopped"),
+        ("trap '' TERM; while :; do echo and on; done", "", "and 1 s after it was asked to end: stopped"),
     ],
-    ids=["as-root", "as-a-user", "deaf"],
+    ids=["as-root", "as-a-user", "deaf", "chatty"],
 )
 def test_a_server_is_asked_to_end_after_its_time(
     provisioned: Provisioned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, user: str, end: str
 ) -> None:
     monkeypatch.setattr(imagecheck, "_GRACE", 1.0)
+    monkeypatch.setattr(console, "HEAD", 20_000)  # of what one writes that never stops, this is all that is kept
     tree = with_shell(provisioned, "x86_64")
     server = image(provisioned, tmp_path, tree, "x86_64", Cmd=["sh", "-c", script], Env=["PATH=/bin"], User=user)
     report = check_boot(provisioned.boot_files("x86_64"), tmp_path, image=server, limit=1)
     assert report.holds, report.text()
     assert note(report).startswith("still ran after 1 s")
     assert note(report).endswith(end)
+    assert report.seconds < 30
 
 
 @pytest.mark.parametrize(
@@ -320,6 +330,7 @@ def test_a_program_may_end_as_one_that_was_not_found(provisioned: Provisioned, t
 
 def test_what_an_image_writes_is_not_taken_for_inits_or_the_kernels(provisioned: Provisioned, tmp_path: Path) -> None:
     forged = "echo 'systemfiles: error: missing disk: rootfs (x)'; echo 'a Kernel panic - not syncing: y'"
+    forged += "; echo 'systemfiles-probe: time over'; echo 'systemfiles-probe 0123456789abcdef: time over'"
     chatty = image(
         provisioned,
         tmp_path,
@@ -341,6 +352,23 @@ def test_an_image_with_an_init_is_given_pid_1(provisioned: Provisioned, tmp_path
     assert report.holds, report.text()
     assert note(report).endswith("; Startup finished in no time")
     assert "\nI am 1\n" in (tmp_path / "serial.log").read_text().replace("\r", "")
+
+
+@pytest.mark.parametrize("user", ["web", "web:logs"])
+def test_an_image_that_names_its_user_is_held_to_what_it_knows_of_that(
+    provisioned: Provisioned, tmp_path: Path, user: str
+) -> None:
+    tree = with_shell(provisioned, "x86_64") | {"etc/passwd": (PASSWD, 0o644), "etc/group": (GROUP, 0o644)}
+    named = image(provisioned, tmp_path, tree, "x86_64", Cmd=["sh", "-c", "exit 3"], Env=["PATH=/bin"], User=user)
+    files = provisioned.boot_files("x86_64")
+    report = check_boot(files, tmp_path, image=named)
+    assert report.holds, report.text()
+    (tmp_path / "overlay").unlink()
+    report = check_boot(sabotaged(files, tmp_path, "nobody has what the image says"), tmp_path, image=named)
+    assert failed(report) == {8}, report.text()
+    assert what(report, 8) == {"its uid", "its gid", "the home directory"} | (
+        {"its groups"} if user == "web" else set()
+    )
 
 
 def test_an_image_that_names_nothing_to_run_is_refused(provisioned: Provisioned, tmp_path: Path) -> None:

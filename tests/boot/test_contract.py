@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +18,7 @@ from systemfiles.recipes.probe import WORDS as HOSTILE
 
 from . import qemu
 from .guest import OVERLAY_SIZE, Host, Provisioned, shell
-from .qemu import MACHINES, Machine, Outcome
+from .qemu import MACHINES, BootFiles, Machine, Outcome
 
 pytestmark = pytest.mark.boot
 
@@ -108,7 +108,11 @@ def fact(outcome: Outcome, name: str) -> str:
 
 @pytest.fixture(scope="module", params=MACHINES, ids=str)
 def seen(
-    request: pytest.FixtureRequest, provisioned: Provisioned, tmp_path_factory: pytest.TempPathFactory, server: str
+    request: pytest.FixtureRequest,
+    provisioned: Provisioned,
+    built_in: Callable[[], BootFiles],
+    tmp_path_factory: pytest.TempPathFactory,
+    server: str,
 ) -> Seen:
     def config(word: str) -> GuestConfig:
         return shell(
@@ -122,7 +126,7 @@ def seen(
         )
 
     machine: Machine = request.param
-    host = Host(provisioned, tmp_path_factory.mktemp("contract"))
+    host = Host(provisioned, tmp_path_factory.mktemp("contract"), built_in=built_in)
     tree = host.tree(machine) | {
         "home/real": None,
         "home/link": "/home/real",

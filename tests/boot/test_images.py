@@ -6,20 +6,18 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from systemfiles.foundation.lock import locked
 from systemfiles.recipes.disks import needs_recovery
+from systemfiles.recipes.probe import serving
 from tests.registries import registry
 
 from .guest import Host
-from .images import HERE, Images, Shop, make
+from .images import HERE, Images, Workspace, make
 from .qemu import HOST
 
 pytestmark = pytest.mark.boot
@@ -43,32 +41,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
+def workspace(tmp_path: Path) -> Iterator[Workspace]:
     """Its place goes when the test ends: there are disks of hundreds of megabytes in it."""
-    place = tmp_path / "shop"
+    place = tmp_path / "workspace"
     place.mkdir()
-    yield Shop(place / "data", place)
+    yield Workspace(place / "data", place)
     shutil.rmtree(place)
-
-
-@contextmanager
-def served(content: bytes) -> Iterator[int]:
-    """The port of a server on this host's loopback interface that answers everything with `content`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
 
 
 def check_overlay(path: Path) -> None:
@@ -79,12 +57,12 @@ def check_overlay(path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["ext4", "erofs"])
 def test_debian_boots_into_its_shell_which_does_as_it_is_told(
-    host: Host, shop: Shop, images: Images, format: str
+    host: Host, workspace: Workspace, images: Images, format: str
 ) -> None:
     """It is a machine with a network; what debootstrap has installed finds nothing amiss."""
-    shop.bring_in(images, "debian")
-    disks = shop.disks("debian", *NETWORK, format=format)
-    with served(b"from the host") as port:
+    workspace.copy_in(images, "debian")
+    disks = workspace.disks("debian", *NETWORK, format=format)
+    with serving("from the host") as port:
         told = (
             "PS1=",
             "echo shell $0 ${BASH_VERSION%%.*} $HOSTNAME",
@@ -112,10 +90,10 @@ def test_debian_boots_into_its_shell_which_does_as_it_is_told(
 
 
 def test_systemd_is_pid_1_all_of_its_units_start_and_it_ends_the_machine(
-    host: Host, shop: Shop, images: Images
+    host: Host, workspace: Workspace, images: Images
 ) -> None:
-    shop.bring_in(images, "systemd")
-    disks = shop.disks("systemd", *NETWORK, "--init-mode", "systemd")
+    workspace.copy_in(images, "systemd")
+    disks = workspace.disks("systemd", *NETWORK, "--init-mode", "systemd")
     for boot in (1, 2):
         outcome = host.boot(HERE, disks, network=True, memory=512, limit=240)
         assert "state running" in outcome.lines, outcome.console
@@ -134,16 +112,18 @@ def test_systemd_is_pid_1_all_of_its_units_start_and_it_ends_the_machine(
         check_overlay(disks["overlay"])
 
 
-def test_a_program_with_nothing_beside_it_runs_from_a_registry(host: Host, shop: Shop, images: Images) -> None:
-    with registry(shop.directory / "registry") as running:
+def test_a_program_with_nothing_beside_it_runs_from_a_registry(
+    host: Host, workspace: Workspace, images: Images
+) -> None:
+    with registry(workspace.directory / "registry") as running:
         reference = f"{running.host}/tools/ldconfig:1"
         there = ["--format", "v2s2", "--dest-tls-verify=false", f"docker://{reference}"]
         subprocess.run(["skopeo", "copy", "--quiet", f"oci:{images.layout}:static", *there], check=True)
-        disks = shop.disks(reference)
+        disks = workspace.disks(reference)
     outcome = host.boot(HERE, disks)
     assert re.search(r"^ldconfig \(.*\) [0-9.]+$", outcome.console, re.MULTILINE), outcome.console
     assert (outcome.exit, outcome.errors, outcome.clean) == (0, (), True), outcome.console
     # the words behind the dashes take the place of its Cmd
-    outcome = host.boot(HERE, shop.disks(reference, "--", "--no-such-option"))
+    outcome = host.boot(HERE, workspace.disks(reference, "--", "--no-such-option"))
     assert "unrecognized option '--no-such-option'" in outcome.console
     assert (outcome.exit, outcome.errors, outcome.clean) == (64, (), True), outcome.console

@@ -18,7 +18,7 @@ import requests
 from requests.adapters import BaseAdapter
 from urllib3 import HTTPResponse
 
-from systemfiles.content.layout import Descriptor
+from systemfiles.content.descriptors import Descriptor
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.files import NewFile

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from systemfiles.content.artifacts import RECORD, STAMPS, Artifacts, parse_record
-from systemfiles.content.layout import MANIFEST, REF_NAME, Descriptor, Layout
-from systemfiles.content.store import TITLE, Store
+from systemfiles.content.descriptors import MANIFEST, Descriptor
+from systemfiles.content.layout import REF_NAME, Layout
+from systemfiles.content.packaging import TITLE
+from systemfiles.content.store import Store
 from systemfiles.foundation import catalog
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest

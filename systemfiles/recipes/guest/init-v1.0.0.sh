@@ -9,7 +9,8 @@
 #           `-- run      this script once more, inside that root: finds and starts the entrypoint, notes how it ended
 #                 `-- the entrypoint
 #
-# Disks are virtio block devices. Each is known by its serial or, when no disk has one of these serials, by its letter:
+# Disks are virtio block devices. Each is known by its serial or, when no disk has one of these serials, by its letter.
+# A disk with a serial of another name is a volume, whatever its letter.
 #   rootfs   vda   the image's root, never written: ext4, squashfs or erofs
 #   overlay  vdb   writable, ext4: holds what the guest changes, in upper/; overlayfs needs work/, and space is an empty
 #                  file
@@ -288,16 +289,20 @@ start() {
     # shellcheck disable=SC3045 # busybox has -n
     read -r -n 10 init_pid _ </proc/self/stat
     echo "$init_pid $STOP_SIGNAL" >"$init_run/entrypoint"
-    if [ -n "$init_name" ]; then
-        init_word=$1
-        shift
-        # Of busybox's applets the one that sets a user's groups. Without a file of PIDs it would look for a program
-        # that runs already, and not start it again.
-        set -- start-stop-daemon -S -p "$init_run/none" -c "$init_name" -x "$init_program" -a "$init_word" -- "$@"
-    else
-        shift
-        set -- nsenter -S "$init_uid" -G "$init_gid" -- "$init_program" "$@"
-    fi
+    # Of busybox's applets start-stop-daemon is the one that sets a user's groups, and that gives a program another word
+    # for its name. Without a file of PIDs it would look for a program that runs already, and not start it again.
+    init_word=$1
+    shift
+    case $init_name:$init_word in
+        [!:]*) set -- start-stop-daemon -S -p /dev/none -c "$init_name" -x "$init_program" -a "$init_word" -- "$@" ;;
+        */*) set -- nsenter -S "$init_uid" -G "$init_gid" -- "$init_program" "$@" ;;
+        *)
+            # This user cannot reach the initrd's busybox, but a process that is busybox can become it once more.
+            "$init_busybox" ln -sf /proc/self/exe /dev/busybox-again
+            set -- start-stop-daemon -S -p /dev/none -x "$init_program" -a "$init_word" -- "$@"
+            set -- nsenter -S "$init_uid" -G "$init_gid" -- /dev/busybox-again "$@"
+            ;;
+    esac
     eval "set -- $ENVIRONMENT "'"$init_busybox" setsid "$init_busybox" "$@"'
     exec "$init_busybox" env -u SHLVL -u PWD -u OLDPWD -- "$@"
 }
@@ -329,7 +334,7 @@ ask_kernel() {
     # shellcheck disable=SC2016 # that shell expands it
     set -- sh -c 'ulimit -v 64; echo asked; exec "$0"' "$init_program"
     init_program=$init_busybox
-    start busybox "$@" 3>&-
+    start "$init_busybox" "$@" 3>&-
 }
 
 # Not by its arguments: PID 1 has those that the kernel's command line gives it. A shell reads no further than it gets,
@@ -511,7 +516,7 @@ is_mounted() {
 
 # Sets rootfs, overlay and config to names of devices. Fails while one of them is missing.
 find_disks() {
-    rootfs='' overlay='' config='' missing='' found=''
+    rootfs='' overlay='' config='' missing='' found='' volumes=' '
     for disk in /sys/block/vd*; do
         [ -d "$disk" ] || continue
         found="$found ${disk##*/}"
@@ -520,13 +525,25 @@ find_disks() {
             rootfs) rootfs=${disk##*/} ;;
             overlay) overlay=${disk##*/} ;;
             config) config=${disk##*/} ;;
+            *[!0-9]*) volumes="$volumes${disk##*/} " ;; # VMMs that are given none make serials of digits
         esac
     done
-    [ -n "$rootfs$overlay$config" ] || rootfs=vda overlay=vdb config=vdc
+    [ -n "$rootfs$overlay$config" ] || go_by_letters
     [ -b "/dev/$rootfs" ] || missing="$missing rootfs"
     [ -b "/dev/$overlay" ] || missing="$missing overlay"
     [ -b "/dev/$config" ] || missing="$missing config"
     [ -z "$missing" ]
+}
+
+# Not while a device has no disk yet, as the disk may turn out to have one of the serials; and not where one of the
+# letters is a volume's, because then the VMM does give serials.
+go_by_letters() {
+    case $volumes in *' vd'[abc]' '*) return ;; esac
+    for device in /sys/bus/virtio/devices/*; do
+        read -r kind 2>/dev/null <"$device/device" || continue
+        [ "$kind" != 0x0002 ] || [ -d "$device/block" ] || return
+    done
+    rootfs=vda overlay=vdb config=vdc
 }
 
 read_serial() {

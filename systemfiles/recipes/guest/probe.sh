@@ -3,21 +3,27 @@
 # The probe of `systemfiles boot`: it runs in a guest as its entrypoint and tells what it finds there. What of that is as
 # it should be is judged on the host. All that it needs is a static busybox beside it.
 #
-#   probe everything NONCE SERVER WORD...   as root: uses all there is, and then sends init a signal for which it ends
-#                              with the status 42
-#   probe user WORD...         as whoever was named
-#   probe systemd              as PID 1, in place of an image's own init
-#   probe image LIMIT STOP SERVER WORKDIR WORD...   tells about the guest of any image and becomes WORD..., the image's
-#                              own entrypoint. After LIMIT seconds that is asked to end: by init or, where it may not ask
-#                              that, by the signal of the number STOP. The file `environment` beside this has what it gets.
+#   probe NONCE full SERVER WORD...   as root: uses all there is, and then sends init a signal for which it ends with
+#                              the status 42
+#   probe NONCE user           as whoever was named
+#   probe NONCE systemd        as PID 1, in place of an image's own init
+#   probe NONCE image LIMIT STOP SERVER WORKDIR WORD...   tells about the guest of any image and becomes WORD..., the
+#                              image's own entrypoint. After LIMIT seconds that is asked to end: by init or, where it may
+#                              not ask that, by the signal of the number STOP. The file `environment` beside this has
+#                              what it gets.
 #
-# Each fact is a line of the console:         systemfiles-probe: <name> <what there is to say>
-# Where that are bytes of any kind, they are in hexadecimal; the end of each of several lines is a semicolon.
+# Each fact is a line of the console:         systemfiles-probe NONCE: <name> <what there is to say>
+# Where that are bytes of any kind, they are in hexadecimal; the end of each of several lines is a semicolon. The NONCE
+# is known to nobody else: what an image writes is not taken for a fact.
 
+unset IFS # the image's environment may hold one
+read -r probe_uptime _ </proc/uptime
+probe_nonce=$1
+shift
 probe_here=${0%/*}
 probe_busybox=$probe_here/busybox
 
-say() { printf 'systemfiles-probe: %s %s\n' "$1" "$2"; }
+say() { printf 'systemfiles-probe %s: %s %s\n' "$probe_nonce" "$1" "$2"; }
 
 # ask NAME APPLET ARGUMENT...: what that prints, whatever the image's own programs are.
 ask() {
@@ -28,13 +34,28 @@ ask() {
 
 hex() { say "$1" "$("$probe_busybox" od -An -v -tx1 "$2" | "$probe_busybox" tr -d ' \n')"; }
 
+# When this began, in seconds, and when init had just begun, in hundredths. That is the start of init's first child, which
+# waits for the end.
+clock() {
+    for probe_status in /proc/[0-9]*/stat; do
+        read -r probe_line 2>/dev/null <"$probe_status" || continue
+        # shellcheck disable=SC2086 # to be split
+        set -- $probe_line
+        [ "$2 $4" = '(init) 1' ] && say clock "$probe_uptime ${22}" && return
+    done
+}
+
 facts() {
-    say kernel-log "$("$probe_busybox" dmesg 2>/dev/null |
-        "$probe_busybox" grep -e 'Run /init as' -e 'systemfiles-probe' | "$probe_busybox" tr '\n' ';')"
+    clock
     hex cmdline /proc/$$/cmdline
     hex environ /proc/$$/environ
     ask directory readlink /proc/$$/cwd
     ask ids grep -E '^(Uid|Gid|Groups)' /proc/$$/status
+    for probe_file in passwd group; do
+        # Where the user may not read it, nothing is told of it. Where there is none, nobody is in it.
+        [ -e "/etc/$probe_file" ] || say "$probe_file" ''
+        [ ! -r "/etc/$probe_file" ] || hex "$probe_file" "/etc/$probe_file"
+    done
     ask mounts cut -d' ' -f2,3 /proc/mounts
     ask shm stat -c %a /dev/shm
     ask filesystems grep cgroup2 /proc/filesystems
@@ -125,8 +146,8 @@ end_in_time() {
         (
             trap '' HUP INT
             "$probe_busybox" sleep "$2"
-            printf '\n' # the entrypoint may have left a line unfinished
-            say time over
+            # the entrypoint may have left a line unfinished, and go on writing
+            printf '\n%s\n' "$(say time over)"
             kill -TERM 1 2>/dev/null || kill "-$3" "$1"
         ) &
     )
@@ -146,17 +167,15 @@ become() {
     exec "$probe_busybox" env -i -- "HOME=$HOME" "PATH=$PATH" "$@"
 }
 
-unset IFS # the image's environment may hold one
-echo '<7>systemfiles-probe started' 2>/dev/null >/dev/kmsg # init's start is in the kernel's log, too
 say started "$1"
 case $1 in
-    everything)
+    full)
         facts
-        fetch "$3"
-        volumes "$2"
-        echo "$2" >/kept
+        fetch "$2"
+        volumes "$probe_nonce"
+        echo "$probe_nonce" >/kept
         orphan
-        say everything told
+        say full told
         signals
         ;;
     user)
