@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
         for published in publish(artifacts, options.registry, keys, progress=bars):
             with bars.aside():
                 if options.json:
-                    say_json(published._asdict())
+                    say_json({**published._asdict(), "arches": [*map(str, published.arches)]})
                 else:
                     done = f"{published.pushed} pushed" if published.pushed else "was there"
                     signed = f", signed by {', '.join(published.signed)}" if published.signed else ", not signed"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from systemfiles.content.artifacts import Artifact, Artifacts
+from systemfiles.content.packaging import HOST_FACTS
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
 from systemfiles.foundation.digest import hash_file
@@ -112,7 +113,7 @@ def _build(targets: list[Target], catalog: Catalog, paths: Paths, umask: int, en
         stdout=subprocess.PIPE,
         text=True,
         cwd=home,
-        env={**inherited, "HOME": str(home), **environ},
+        env={**inherited, "HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), **environ},
         check=False,
     )
     if done.returncode:
@@ -159,15 +160,15 @@ def _require_equal(one: Artifact, other: Artifact) -> None:
             if filecmp.cmp(*pair, shallow=False):
                 continue
         _differ(f"{name} of {subject}", *(hash_file(path)[0] if path.exists() else "none" for path in pair))
-    if one.record["inputs"] != other.record["inputs"]:
-        _differ(f"the inputs of {subject}", one.record["inputs"], other.record["inputs"])
+    records = [{key: each.record[key] for key in each.record if key not in HOST_FACTS} for each in (one, other)]
+    if records[0] != records[1]:
+        _differ(f"the record of {subject}", *records)
 
 
-def _differ(subject: str, one: object, other: object) -> IntegrityError:
+def _differ(subject: str, one: object, other: object) -> NoReturn:
     expected = f"what the first build made: {one}"
-    return IntegrityError(
-        subject, expected=expected, got=f"from the second: {other}", consequence="nothing was released"
-    )
+    got = f"from the second: {other}"
+    raise IntegrityError(subject, expected=expected, got=got, consequence="nothing was released")
 
 
 # ── whose release it is ──────────────────────────────────────────────────────────────────────────────────────────
