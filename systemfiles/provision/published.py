@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 
 _MOST_SIGNATURES = 32
 _REFUSED = "it was refused"
-_NOT_BUILT = "publish it there, or let it be built here: build = true in versions.toml"
+_NOT_BUILT = "publish it there, or let it be built here: systemfiles provision, without build = false in the catalog"
+_NO_REGISTRY = 'name one: $SYSTEMFILES_REGISTRY, or registries = ["…"] in a catalog'
 
 
 class Published:
@@ -80,7 +81,8 @@ class Published:
             raise wrong
         subject = f"{kind} {version} ({arch})"
         if self._site.catalog.build is False:
-            raise SourceUnavailable(subject, tried=tried or [("registries", "none is configured")], hint=_NOT_BUILT)
+            hint = _NOT_BUILT if tried else _NO_REGISTRY
+            raise SourceUnavailable(subject, tried=tried or [("registries", "none is configured")], hint=hint)
         if tried:
             log.warning("no registry has %s: %s", subject, "; ".join(f"{where}: {why}" for where, why in tried))
         return None

@@ -8,6 +8,9 @@ For each version, in this order, so that whoever stops it leaves nothing that po
 
 What is there already is not sent again. A version that was published is never changed: its manifests must be these, and
 its documents stay the ones it was first published with. An architecture, or a signature, may be added.
+
+A registry is not believed here either: a signature is made only of what is in this release, or was signed by a key that
+is given.
 """
 
 from __future__ import annotations
@@ -25,7 +28,13 @@ from systemfiles.content.descriptors import IMAGE_CONFIG, INDEX, MANIFEST, Descr
 from systemfiles.content.packaging import DOCUMENTS, EMPTY, Packed, descriptor_of, pack, pack_document, pack_index
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import DigestMismatch, SourceRefused, SourceUnavailable, VersionConflict
+from systemfiles.foundation.errors import (
+    DigestMismatch,
+    SignatureRefused,
+    SourceRefused,
+    SourceUnavailable,
+    VersionConflict,
+)
 from systemfiles.foundation.manifests import Manifest
 from systemfiles.foundation.progress import Progress, silent
 from systemfiles.release.documents import DOCUMENTS as KINDS_OF_DOCUMENT
@@ -84,7 +93,7 @@ class _Publishing:
 
     def run(self, artifacts: list[Artifact], keys: Sequence[PrivateKey]) -> Publication:
         there = self._find(self._version)
-        known = _entries(there)
+        published = known = _entries(there)
         mine: dict[Arch, tuple[Artifact, Packed]] = {
             artifact.arch: (artifact, pack(artifact.record, _files(artifact))) for artifact in artifacts
         }
@@ -92,13 +101,32 @@ class _Publishing:
             if arch in known and (theirs := known[arch].digest) != packed.target.digest:
                 changes = {"manifest": (theirs, packed.target.digest)}
                 raise VersionConflict(self._kind, self._version, arch.value, changes=changes)
+        if there and keys and not self._vouched(there.digest, keys):
+            self._require_all(there.digest, published.keys() - mine.keys())
+            there, known = None, {}  # whoever put it there: what is signed is our own
         targets = {arch: self._push(*mine[arch]) for arch in mine if arch not in known}
         index = there.raw if there and not targets else pack_index(self._kind, self._version, {**known, **targets})
         digest = self._push_manifest(index, INDEX)
         signed = self._sign(digest, keys) if keys else ()
         if there is None or there.digest != digest:
             self._repository.push_manifest(index, INDEX, self._version)
-        return Publication(f"{self._reference}@{digest}", tuple(sorted({*known, *mine}, key=str)), self._pushed, signed)
+        arches = tuple(sorted({*known, *mine}, key=str))
+        return Publication(f"{self._reference}@{digest}", arches, self._pushed, signed)
+
+    def _vouched(self, digest: Digest, keys: Sequence[PrivateKey]) -> bool:
+        """Whether one of `keys` has signed this index: then all that is in it may be signed again."""
+        return any(self._is_of(layer, key.public, digest) for layer in self._signatures(digest) for key in keys)
+
+    def _require_all(self, digest: Digest, others: Iterable[Arch]) -> None:
+        if names := ", ".join(sorted(map(str, others))):
+            refused = SignatureRefused(
+                f"{self._reference}@{digest}",
+                expected="a signature of a key that was given, as not all of it is in this release",
+                got=f"none, and it has {names}",
+                consequence="it was not signed",
+            )
+            refused.hint = "release every architecture of it, or give the key that it was signed with, too"
+            raise refused
 
     def _push(self, artifact: Artifact, packed: Packed) -> Descriptor:
         """Pushes one architecture's artifact; its entry for the index."""
@@ -121,8 +149,7 @@ class _Publishing:
 
     def _sign(self, digest: Digest, keys: Sequence[PrivateKey]) -> tuple[str, ...]:
         """Adds the signatures of an index that it does not have yet; the ids of all of `keys`."""
-        there = self._find(tag_of(digest))
-        layers: list[dict[str, Any]] = [*there.value.get("layers", ())] if there else []
+        layers = self._signatures(digest)
         missing = [key for key in keys if not any(self._is_of(layer, key.public, digest) for layer in layers)]
         if missing:
             data = payload(f"{self._reference.registry}/{self._reference.repository}", digest)
@@ -145,6 +172,12 @@ class _Publishing:
             self._repository.push_manifest(canonical(manifest), MANIFEST, tag_of(digest))
             self._pushed += 1
         return tuple(key.public.id for key in keys)
+
+    def _signatures(self, digest: Digest) -> list[dict[str, Any]]:
+        """The layers of the manifest of an index's signatures; none when there is none, or it is something else."""
+        there = self._find(tag_of(digest))
+        layers = there.value.get("layers") if there else None
+        return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
     def _is_of(self, layer: Mapping[str, Any], key: PublicKey, digest: Digest) -> bool:
         """Whether a signature of `digest` that is there is of `key`."""

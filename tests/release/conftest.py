@@ -71,6 +71,12 @@ class Press:
     def registry(self) -> str:
         return f"{self.world.host}/{self.place}"
 
+    def elsewhere(self, name: str) -> Press:
+        """Another registry."""
+        directory = self.directory / name
+        directory.mkdir()
+        return Press(self.world, self.dist, self.artifacts, f"{self.place}-{name}", directory, self._hosts)
+
     def key(self, kind: str = "ed25519") -> Key:
         return new_key(self.directory / "keys", kind)
 

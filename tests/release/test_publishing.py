@@ -114,7 +114,13 @@ def test_what_no_registry_has_is_not_built_where_that_is_not_allowed(press: Pres
         host.ensure("k-1", "i-1")
     assert [where for where, _ in caught.value.tried] == [f"{press.registry}/kernel:k-1"]
     assert "404" in str(caught.value)
-    assert "build = true" in str(caught.value.hint)
+    assert "systemfiles provision" in str(caught.value.hint)
+
+
+def test_where_no_registry_is_configured_that_is_told(press: Press) -> None:
+    with pytest.raises(SourceUnavailable, match="none is configured") as caught:
+        press.host(registries=()).ensure("k-1", "i-1")
+    assert "SYSTEMFILES_REGISTRY" in str(caught.value.hint)
 
 
 def test_a_version_that_only_the_registry_knows(press: Press) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 
 from systemfiles import SystemFiles
 from systemfiles.content.packaging import DOCUMENTS
+from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import IntegrityError, SignatureRefused, SystemFilesError, UsageError
 from systemfiles.foundation.paths import KINDS
 from systemfiles.sources.signatures import tag_of
+from systemfiles.sources.transport import Answered
 from tests.release.conftest import Key, Press, entries, new_key
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -131,10 +134,7 @@ def test_the_signature_of_a_revoked_key(press: Press, key: Key, kept: bool) -> N
 def test_a_missing_signature(press: Press, key: Key) -> None:
     press.publish()
     other = press.key()
-    unsigned = Press(
-        press.world, press.dist, press.artifacts, f"{press.place}-unsigned", press.directory / "u", press._hosts
-    )
-    unsigned.directory.mkdir()
+    unsigned = press.elsewhere("unsigned")
     unsigned.publish()
     refused(unsigned.host(trusted=(key, other)), SignatureRefused, "no signature")
 
@@ -196,6 +196,41 @@ def test_signatures_that_are_none(press: Press, key: Key, spoil: Callable[[dict[
         path.write_bytes(good)
 
 
+# ── who publishes believes the registry no more ──────────────────────────────────────────────────────────────────
+
+
+def test_what_somebody_added_to_a_version_is_not_signed_by_the_next_release(press: Press) -> None:
+    """A part of it is in the release, and the rest came from whoever may write to the registry."""
+    key = press.key()
+    press.publish(key)
+    mine = tuple(each for each in press.artifacts if each.arch is Arch.X86_64)
+    fresh = press.elsewhere("added")
+    fresh.publish(key, artifacts=mine)
+    theirs = {**fresh.index("k-2")}
+    other = entries(press.index("k-1"))["arm64"]
+    repository = fresh.repository()
+    for part in (other["digest"], *other["annotations"].values()):
+        copy(press, fresh, part)
+    theirs["manifests"] = [*theirs["manifests"], other]
+    put(fresh, theirs)
+    with pytest.raises(SignatureRefused, match="aarch64") as caught:
+        fresh.publish(key, artifacts=mine)
+    assert "every architecture" in str(caught.value.hint)
+    with pytest.raises(Answered):
+        repository.manifest(tag_of(repository.manifest("k-2").digest))
+
+
+def test_documents_that_somebody_exchanged_are_not_signed_by_the_next_release(press: Press) -> None:
+    key = press.key()
+    before = press.publish(key)
+    index = press.index("k-2")
+    for entry in index["manifests"]:
+        entry["annotations"] = entries(press.index("k-1"))[entry["platform"]["architecture"]]["annotations"]
+    put(press, index)
+    assert press.publish(key) == before
+    assert press.host(trusted=(key,)).ensure("k-2", "i-2").kernel.version == "k-2"
+
+
 # ── what is no tampering ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -242,6 +277,15 @@ def test_a_pinned_file_comes_back_from_a_registry_whose_key_was_revoked(press: P
         blob = host.paths.oci_cache / "blobs" / "sha256" / file.sha256
         blob.unlink()
     assert after.restore("snapshot") == files
+
+
+def copy(source: Press, target: Press, digest: str) -> None:
+    """Copies a manifest, and all it names."""
+    manifest = source.repository().manifest(digest)
+    for part in (manifest.value["config"], *manifest.value["layers"]):
+        data = source.blob(part["digest"]).read_bytes()
+        target.repository().push_blob(Digest.of(data), len(data), io.BytesIO(data))
+    target.repository().push_manifest(manifest.raw, MANIFEST, digest)
 
 
 def _delete(press: Press, digest: str) -> None:
