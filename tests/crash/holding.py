@@ -48,7 +48,7 @@ _UNHELD = Goes(_artifacts("k-gone", "k-doomed", "i-gone") | {_DISKS["disk-gone"]
 """What any collection in `held` removes."""
 
 
-def _busy(body: Callable[[Run], None]) -> Callable[[Run], int]:
+def busy(body: Callable[[Run], None]) -> Callable[[Run], int]:
     """Does not wait as long for SQLite's locks as others do: a file system that has lost them will never have them."""
 
     def run(run: Run) -> None:
@@ -125,26 +125,26 @@ def _collect_lost(run: Run) -> None:
     _collect(run, accept_lost_leases=True)
 
 
-COLLECT = Scenario("collection", "", _busy(_collect))
+COLLECT = Scenario("collection", "", busy(_collect))
 """What runs after others: whatever became of them, it ends well."""
 
 
 def scenarios() -> Iterator[Scenario]:
-    yield Scenario("registry", "nothing", _busy(_open), unheld=Goes())
-    yield Scenario("migrate", "held", _busy(_migrate))
-    yield Scenario("lease-anew", "unregistered", _busy(_lease), unheld=Goes(blobs=True))
-    yield Scenario("lease", "held", _busy(_lease), unheld=_UNHELD)
-    yield Scenario("ensure-held", "held", _busy(_ensure), unheld=_UNHELD)
-    yield Scenario("pin", "unpinned", _busy(_pin), unheld=_UNHELD | Goes(_PINNED))
-    yield Scenario("pin-again", "held", _busy(_pin_again), unheld=_UNHELD)
+    yield Scenario("registry", "nothing", busy(_open), unheld=Goes())
+    yield Scenario("migrate", "held", busy(_migrate))
+    yield Scenario("lease-anew", "unregistered", busy(_lease), unheld=Goes(blobs=True))
+    yield Scenario("lease", "held", busy(_lease), unheld=_UNHELD)
+    yield Scenario("ensure-held", "held", busy(_ensure), unheld=_UNHELD)
+    yield Scenario("pin", "unpinned", busy(_pin), unheld=_UNHELD | Goes(_PINNED))
+    yield Scenario("pin-again", "held", busy(_pin_again), unheld=_UNHELD)
     unpinned = Goes(_PINNED | {f"pin {SNAPSHOT}", f"lease pin:{SNAPSHOT}"})
-    yield Scenario("unpin", "held", _busy(_unpin), goes=unpinned, unheld=_UNHELD)
-    yield Scenario("restore", "without-pinned", _busy(_restore), lists=False, unheld=_UNHELD)
-    yield Scenario("restore-nameless", "nameless", _busy(_restore), lists=False, unheld=_UNHELD)
+    yield Scenario("unpin", "held", busy(_unpin), goes=unpinned, unheld=_UNHELD)
+    yield Scenario("restore", "without-pinned", busy(_restore), lists=False, unheld=_UNHELD)
+    yield Scenario("restore-nameless", "nameless", busy(_restore), lists=False, unheld=_UNHELD)
     evicted = _UNHELD | Goes(frozenset({"name *image:1*"}))
-    yield Scenario("collect", "messy", _busy(_evict), sweeps=True, goes=evicted)
+    yield Scenario("collect", "messy", busy(_evict), sweeps=True, goes=evicted)
     lost = _UNHELD | Goes(_LEASED)
-    yield Scenario("collect-lost", "without-registry", _busy(_collect_lost), sweeps=True, goes=lost)
+    yield Scenario("collect-lost", "without-registry", busy(_collect_lost), sweeps=True, goes=lost)
 
 
 # --- what they start from ---

@@ -6,10 +6,12 @@ Leases, pins and collections are in holding.py.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from systemfiles import SystemFiles
 from systemfiles.content.artifacts import Artifacts
 from systemfiles.content.descriptors import Descriptor
 from systemfiles.content.layout import Layout
@@ -24,10 +26,12 @@ from systemfiles.provision.rolling import Resolved, Rolling
 from systemfiles.provision.site import Site
 from systemfiles.sources.oci import Repository
 from tests.crash import holding
-from tests.crash.running import Run, Scenario, calling, command
+from tests.crash.checker import Goes
+from tests.crash.running import Run, Scenario, calling, command, promised
 from tests.crash.world import ARCH, NEW, World, add_foreign_image, copy_data_dir, overwrite
 
 PUSHED = "pushed"
+PUBLISHED = "published"
 
 
 def _provision(profile: str, *words: str) -> Callable[[Run], int]:
@@ -54,10 +58,20 @@ def puller(run: Run) -> Puller:
     return Puller(Site(paths, system.catalog, store, Rolling(paths, system.catalog), silent, 30))
 
 
+def _fetch(run: Run) -> None:
+    os.environ["SYSTEMFILES_REGISTRY"] = f"{run.world.host}/{PUBLISHED}"
+    system = SystemFiles(run.data, catalog=run.world.catalog, arch=ARCH, build=False)
+    system.ensure("pinned-1", "plain", holder=holding.VM)
+    promised("holder", holding.VM)
+
+
 def _push(run: Run) -> None:
-    layout = Layout(Paths(run.data))
-    repository = Repository(run.world.host, f"{PUSHED}/{run.tag}")
-    target = layout.names()[f"kernel-pinned-1-{ARCH}"]
+    _push_artifact(run.data, f"kernel-pinned-1-{ARCH}", Repository(run.world.host, f"{PUSHED}/{run.tag}"), "1")
+
+
+def _push_artifact(data: Path, name: str, repository: Repository, tag: str) -> None:
+    layout = Layout(Paths(data))
+    target = layout.names()[name]
     for part in [*layout.reachable(target)][1:]:
         try:
             with layout.blob(part.digest).open("rb") as content:
@@ -65,7 +79,7 @@ def _push(run: Run) -> None:
         except OSError as error:
             msg = f"{part.digest} cannot be read ({error.strerror})"
             raise StoreError(msg) from error
-    repository.push_manifest(layout.read(target.digest), target.media_type, "1")
+    repository.push_manifest(layout.read(target.digest), target.media_type, tag)
 
 
 def _name(run: Run) -> None:
@@ -126,6 +140,7 @@ def _scenarios() -> Iterator[Scenario]:
     yield Scenario("verify", "damaged", command("verify"))
     yield Scenario("repair", "damaged", command("verify", "--repair"), sweeps=True)
     yield Scenario("pull", "full", calling(_pull))
+    yield Scenario("fetch", "nothing", holding.busy(_fetch), lists=False, unheld=Goes(blobs=True))
     yield Scenario("push", "full", calling(_push))
     yield Scenario("name", "full", calling(_name))
     yield Scenario("reassert", "rewritten", calling(_reassert), sweeps=True)
@@ -147,6 +162,9 @@ def prepare(world: World, provision: Callable[[Scenario, Path], None]) -> None:
     add_foreign_image(full)
     for name in ("provision-pinned", "provision-packaged"):
         provision(SCENARIOS[name], full.parent)
+    for kind, version in (("kernel", "pinned-1"), ("initrd", "plain")):
+        repository = Repository(world.host, f"{PUBLISHED}/{kind}")
+        _push_artifact(full, f"{kind}-{version}-{ARCH}", repository, version)
     lock = _disk(world, "without-lock", "full") / "system" / "versions.lock"
     lock.unlink()
     lost = _disk(world, "without-artifacts", "full")
