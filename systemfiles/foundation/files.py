@@ -34,7 +34,7 @@ _UNUSED = re.compile(r"[0-9a-f]{16}")
 _COPIED = ".systemfiles-copy-"
 _GRACE = 60.0  # seconds between making something temporary and holding it, at the very most
 _FICLONE = 0x40049409  # linux/fs.h
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
+_AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2  # linux/fcntl.h, linux/fs.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = "provisioning needs write permission on the data directory"
 _IN_THE_WAY = "something else is in its place: move that away"
@@ -118,16 +118,34 @@ def _make_dir(path: Path, *, told_as: Path) -> None:
         raise OSError(error.errno, error.strerror, str(told_as)) from error
 
 
+def replace_directory(path: Path, new: Path) -> None:
+    """Lets `path` be the directory `new`, at once and durably; what it was before, if anything, is `new` then."""
+    with storing(path):
+        try:
+            _rename(new, path, _RENAME_EXCHANGE)
+        except FileNotFoundError:
+            new.rename(path)
+        fsync_path(path.parent)
+
+
 def _rename_new(source: Path, target: Path) -> None:
-    """renameat2(2) that replaces nothing: rename(2) would take an empty directory from whoever just opens it."""
+    """Replaces nothing: rename(2) would take an empty directory from whoever just opens it."""
+    try:
+        _rename(source, target, _RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EINVAL):
+            raise
+        source.rename(target)  # a file system that knows no better
+
+
+def _rename(source: Path, target: Path, flag: int) -> None:
+    """renameat2(2)."""
     import ctypes  # 5 ms, and directories are seldom made
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if not libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
-        return
-    if (number := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL):
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag):
+        number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(target))
-    source.rename(target)  # a file system that knows no better
 
 
 @contextlib.contextmanager

@@ -34,8 +34,8 @@ from systemfiles.recipes.initrd import InitrdBuild, build_initrd, initrd_inputs
 
 _CONTENT = re.compile(r"-([0-9a-f]{12})$")  # of a version that is named by its content
 _NO_LOCK = (
-    "bring the versions.lock of the release here, or let it be built here: systemfiles provision, without build = false "
-    "in the catalog"
+    "bring the versions.lock of the release here, "
+    "or let it be built here: systemfiles provision, without build = false in the catalog"
 )
 
 

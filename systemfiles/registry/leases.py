@@ -23,6 +23,7 @@ LATEST = (1 << 53) - 1
 """The last second that every consumer of JSON can tell from the one before."""
 
 _NAME_MAX = 255
+_BATCH = 200
 _COLUMNS = "id, acquired_by, acquired_at, expires_at, store_id"
 _LATER = "CASE WHEN last_accessed_at < ? THEN ? ELSE last_accessed_at END"
 
@@ -121,6 +122,30 @@ class Leases:
             if not transaction.execute(f"DELETE FROM asset_leases WHERE id = ? AND {LIVE}", (lease_id, since)):
                 raise LeaseNotFound(lease_id)
 
+    def forget_ended(self, *, now: int, store_id: str) -> None:
+        """Removes what is left of the leases on what this store has that have ended, and notes until when they held.
+
+        In short transactions, so that nobody waits for long.
+        """
+        ended = "expires_at <= ? AND store_id IN ('', ?)"
+        last = f"(SELECT max(expires_at) FROM asset_leases WHERE asset_id = assets.id AND {ended})"
+        while ids := self._with_ended(ended, now, store_id):
+            among = marks(ids)
+            with self._database.writing() as transaction:
+                lock(transaction, ids)
+                transaction.execute(
+                    f"UPDATE assets SET last_accessed_at = {last} WHERE id IN ({among}) AND last_accessed_at < {last}",
+                    (now, store_id, *ids, now, store_id),
+                )
+                transaction.execute(
+                    f"DELETE FROM asset_leases WHERE asset_id IN ({among}) AND {ended}", (*ids, now, store_id)
+                )
+
+    def _with_ended(self, ended: str, now: int, store_id: str) -> Sequence[str]:
+        statement = f"SELECT DISTINCT asset_id FROM asset_leases WHERE {ended} LIMIT ?"
+        with self._database.reading() as transaction:
+            return [asset for (asset,) in transaction.rows(statement, (now, store_id, _BATCH))]
+
     def list(
         self,
         *,
@@ -169,7 +194,7 @@ def _lock_assets(transaction: Transaction, lease_id: str) -> None:
 
 
 def _forget_ended(transaction: Transaction, lease: Lease) -> None:
-    """Nothing else would, of assets that stay, and so there is never much of it."""
+    """So there is never much of it, however rarely there are collections."""
     for ids in batches(lease.asset_ids):
         transaction.execute(
             f"DELETE FROM asset_leases WHERE asset_id IN ({marks(ids)}) AND expires_at <= ?", (*ids, lease.acquired_at)

@@ -24,7 +24,7 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
 from systemfiles.foundation.digest import hash_file
 from systemfiles.foundation.errors import IntegrityError, SystemFilesError, ToolFailed, UsageError
-from systemfiles.foundation.files import WORK, make_dirs, remove_abandoned, scratch_dir, storing, write_file
+from systemfiles.foundation.files import STAGED, make_dirs, remove_abandoned, replace_directory, scratch_dir, write_file
 from systemfiles.foundation.lockfile import read_lock
 from systemfiles.foundation.paths import KINDS, Paths
 from systemfiles.foundation.progress import ProgressBars
@@ -60,8 +60,8 @@ def release(
     `lock` is a versions.lock that says what rolling names stand for, if it exists. Raises IntegrityError when the two
     builds differ, and whatever building raises; then `dist` is as it was.
     """
-    remove_abandoned(dist.parent, WORK)
-    with scratch_dir(dist.parent) as work:
+    remove_abandoned(dist.parent, STAGED)
+    with scratch_dir(dist.parent, prefix=STAGED) as work:
         wanted = [*targets]
         places = [Paths(work / name) for name, _, _ in _SURROUNDINGS]
         _settle(wanted, catalog, lock, places)
@@ -74,10 +74,7 @@ def release(
         if places[0].versions_lock.exists():
             write_file(whole / LOCK, places[0].versions_lock.read_bytes(), scratch=work, mode=0o644)
         write_sums(whole)
-        with storing(dist):
-            if dist.exists():
-                dist.rename(work / "before")
-            whole.rename(dist)
+        replace_directory(dist, whole)
     return tuple(made)
 
 

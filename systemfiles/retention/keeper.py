@@ -136,6 +136,7 @@ class Keeper:
                 outcome=outcome,
                 current=lambda: current(catalog, read_lock(self._paths.versions_lock)),
             ),
+            lambda: self.registry.leases.forget_ended(now=self.registry.now(), store_id=self.registry.store_id),
             lambda: self.evictor.drop_idle(kept, young=young, outcome=outcome),
             lambda: self.evictor.sweep(young=young, outcome=outcome),
         ]

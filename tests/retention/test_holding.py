@@ -252,6 +252,14 @@ def test_the_grace_period_begins_when_the_last_hold_ends(
     assert gone(host.collect(grace=DAY)) == PAIR
 
 
+def test_a_collection_leaves_nothing_of_a_lease_that_has_ended_on_what_stays(host: Host) -> None:
+    host.system.acquire(host.provide("steady", "plain"), holder="vm-7", ttl=5)
+    host.clock.advance(60)
+    host.collect()
+    assert host.plain.rows("SELECT * FROM asset_leases") == []
+    assert things(host) == DEFAULTS
+
+
 def test_what_was_made_again_is_as_young_as_that(host: Host) -> None:
     """Its row may be older: somebody removed the directory, and the registry was not told."""
     host.provide()

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from systemfiles.foundation.errors import AssetInUse, AssetNotFound, LeaseNotFound, UsageError
-from systemfiles.registry.assets import AssetStatus
+from systemfiles.registry.assets import AssetStatus, locate
 from systemfiles.registry.leases import LATEST
 from tests.contract.registry.support import STORE, World
 
@@ -259,3 +259,28 @@ def test_a_renewal_that_comes_late_does_not_bring_half_a_lease_back(leased: Worl
     assert leased.tombstones.condemn(["kernel"], reason="", now=1060)
     with pytest.raises(LeaseNotFound):
         leased.leases.renew(lease.id, now=1059, ttl=60)
+
+
+def test_what_is_left_of_leases_that_have_ended_is_removed_and_until_when_they_held_stays_known(leased: World) -> None:
+    leased.leases.acquire(["kernel", "initrd"], "vm-1", now=1000, ttl=500, store_id=STORE)
+    leased.leases.acquire(["kernel"], "vm-2", now=1000, ttl=700, store_id=STORE)
+    live = leased.leases.acquire(["other", "kernel"], "vm-3", now=1000, ttl=900, store_id=STORE)
+    with leased.database.writing() as transaction:
+        locate(transaction, "other", "store-b", "files/other")
+    elsewhere = leased.leases.acquire(["other"], "vm-4", now=1000, ttl=10, store_id="store-b")
+    uses = leased.tombstones.uses(["kernel", "initrd", "other"], now=1800)
+    leased.leases.forget_ended(now=1800, store_id=STORE)
+    assert leased.tombstones.uses(["kernel", "initrd", "other"], now=1800) == uses
+    assert uses[1] == {"kernel": 1700, "initrd": 1500, "other": 1000}
+    assert leased.leases.list(now=1800) == (live,)
+    assert leased.leases.list(now=1000, lease_id=elsewhere.id) == (elsewhere,)
+    assert leased.lease_rows() == 3
+
+
+def test_leases_that_ended_are_removed_however_many_there_are(world: World) -> None:
+    ids = [f"a{number:03}" for number in range(450)]
+    world.add_many(ids)
+    world.leases.acquire(ids, "vm-1", now=1000, ttl=5)
+    world.leases.forget_ended(now=1005, store_id=STORE)
+    assert world.lease_rows() == 0
+    assert {*world.tombstones.uses(ids, now=1005)[1].values()} == {1005}
