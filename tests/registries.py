@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import bcrypt
@@ -33,6 +34,19 @@ SERVICE = "test-registry"
 ISSUER = "test-issuer"
 
 
+_FIELD = re.compile(r'(\S+?)=("(?:[^"\\]|\\.)*"|\S*)')
+
+
+class Answer(NamedTuple):
+    """What was answered to one request: the Host it was sent to, and how many bytes the body had that was written."""
+
+    host: str
+    method: str
+    path: str
+    status: int
+    written: int
+
+
 class Registry:
     """A running registry: its `host`, and what it was asked for."""
 
@@ -45,10 +59,25 @@ class Registry:
         lines = re.findall(r'"([A-Z]+) (\S+) HTTP/1\.[01]" (\d+)', self._log.read_text())
         return [path for verb, path, status in lines if verb == method and status != "401" and re.search(pattern, path)]
 
+    def answers(self) -> list[Answer]:
+        """All answers so far, in order; of a registry that logs at the level "info"."""
+        lines = [line for line in self._log.read_text().splitlines() if 'msg="response completed' in line]
+        fields = ({name: value.strip('"') for name, value in _FIELD.findall(line)} for line in lines)
+        return [
+            Answer(
+                each["http.request.host"],
+                each["http.request.method"],
+                each["http.request.uri"],
+                int(each["http.response.status"]),
+                int(each["http.response.written"]),
+            )
+            for each in fields
+        ]
+
 
 @contextlib.contextmanager
-def registry(directory: Path, *, auth: str = "none") -> Iterator[Registry]:
-    """Runs a registry until the block ends; `auth` is "none", "htpasswd" or "token"."""
+def registry(directory: Path, *, auth: str = "none", level: str = "error") -> Iterator[Registry]:
+    """Runs a registry until the block ends; `auth` is "none", "htpasswd" or "token", `level` is that of its log."""
     directory.mkdir(parents=True)
     port = _free_port()
     with contextlib.ExitStack() as stack:
@@ -58,7 +87,7 @@ def registry(directory: Path, *, auth: str = "none") -> Iterator[Registry]:
         config = directory / "config.yml"
         config.write_text(
             f"version: 0.1\n"
-            f"log: {{level: error, accesslog: {{disabled: false}}}}\n"
+            f"log: {{level: {level}, accesslog: {{disabled: false}}}}\n"
             f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
             f"http: {{addr: '127.0.0.1:{port}'}}\n{settings[auth]}"
         )

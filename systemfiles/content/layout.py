@@ -65,6 +65,7 @@ class Layout:
         self._lock = paths.lock(CONTENT_STORE)
         self._index = self.root / "index.json"
         self._ingesting: dict[Path, set[Digest]] = {}
+        self._durable: dict[Digest, tuple[int, int]] = {}  # inode and mtime of blobs that were synced through here
         self._holder: int | None = None  # the thread that is inside `exclusively`
 
     def blob(self, digest: Digest) -> Path:
@@ -78,17 +79,16 @@ class Layout:
     def add(self, new: NewFile, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
         """Takes a finished file in under its digest; an intact blob that is there already is kept instead."""
         digest, size = new.digest(), new.size
-        self.note(digest)
-        final = self.blob(digest)
-        make_dirs(final.parent)
-        if self.intact(digest, size):
-            _make_durable(final)  # whoever wrote it
-        else:
-            new.commit(final)
+        if not self._is_kept(digest, size):
+            new.commit(self.blob(digest))
+            self._remember(digest)
         return Descriptor(media_type, digest, size, annotations or {})
 
     def add_bytes(self, data: bytes, media_type: str, *, annotations: Mapping[str, str] | None = None) -> Descriptor:
         """Takes `data` in."""
+        digest = Digest.of(data)
+        if self._is_kept(digest, len(data)):
+            return Descriptor(media_type, digest, len(data), annotations or {})
         with self.new_file() as new:
             new.write(data)
             return self.add(new, media_type, annotations=annotations)
@@ -97,14 +97,29 @@ class Layout:
         """Takes the finished file at `path` (in the data directory's tmp/) in; `path` may be gone afterwards."""
         with storing(path):
             digest, size = hash_file(path)
-        self.note(digest)
+        if not self._is_kept(digest, size):
+            publish(path, self.blob(digest))
+            self._remember(digest)
+        return Descriptor(media_type, digest, size, annotations or {})
+
+    def _is_kept(self, digest: Digest, size: int) -> bool:
+        """Whether the blob is here, intact and durable, whoever wrote it; else there is at least a place for it."""
         final = self.blob(digest)
         make_dirs(final.parent)
-        if self.intact(digest, size):
-            _make_durable(final)
-        else:
-            publish(path, final)
-        return Descriptor(media_type, digest, size, annotations or {})
+        if not self.intact(digest, size):
+            return False
+        with storing(final):
+            stamp = _stamp(final)
+            if stamp != self._durable.get(digest):
+                fsync_path(final)
+                fsync_path(final.parent)
+                self._durable[digest] = stamp
+        return True
+
+    def _remember(self, digest: Digest) -> None:
+        """Lets nobody sync a blob again that was just committed: what is pulled is named right after that."""
+        with contextlib.suppress(FileNotFoundError):
+            self._durable[digest] = _stamp(self.blob(digest))
 
     def intact(self, digest: Digest, size: int | None = None) -> bool:
         """Whether the blob is here and its bytes have this digest; reads all of it."""
@@ -350,10 +365,9 @@ class Layout:
         write_file(self._index, data, scratch=self._scratch, mode=self._shared_mode())
 
 
-def _make_durable(path: Path) -> None:
-    with storing(path):
-        fsync_path(path)
-        fsync_path(path.parent)
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def _name_of(entry: Mapping[str, Any]) -> str | None:

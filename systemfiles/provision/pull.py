@@ -80,7 +80,7 @@ class Puller:
         config, *layers = parts = parts_of(manifest, subject=str(reference))
         self._layout.create()
         self._require_space(parts)
-        self._fetch_all(repository, [config], stop)
+        self._fetch(repository, config, stop)
         self._require_platform(config, arch, str(reference))
         self._fetch_all(repository, layers, stop)
         return self._keep(manifest, parts)

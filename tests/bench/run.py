@@ -22,6 +22,7 @@ from statistics import median
 import fetches
 import guest
 import holds
+import hosts
 from measure import HEAD, Row, alternate, calls, compared, process, row
 from trees import make_tree, walk
 
@@ -32,7 +33,7 @@ from systemfiles.recipes.initrd import InitrdBuild, build_initrd
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PROFILE = "debian"
-TOOLS = ("cpio", "find", "gzip", "sh", *fetches.TOOLS, *guest.TOOLS)
+TOOLS = ("cpio", "find", "gzip", "sh", *fetches.TOOLS, *guest.TOOLS, *hosts.TOOLS)
 HEAVY = ("doit", "elftools", "libarchive", "pydantic", "requests", "tqdm")
 QUICK, SLOW = 15, 7  # rounds
 
@@ -67,6 +68,7 @@ class Bench:
         yield from self._cpio()
         yield from self._initrd()
         yield from fetches.rows(self.work, self.environ)
+        yield from hosts.rows(self.work, self.environ, self.files.kernel.path)
         yield from guest.rows(self.work, self.environ)
         yield from holds.rows(self.work)
 
