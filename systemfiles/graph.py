@@ -255,7 +255,7 @@ class Graph:
         return _note(self._provisioner.kernels.provide(name, arch))
 
     def _busybox(self, name: str, arch: Arch) -> Note:
-        if self._system.catalog.registries:
+        if self._system.catalog.registries or not self._provisioner.builds:
             return "fetched when the initrd must be built here"
         try:
             return self._provisioner.initrds.busybox(name, arch)
@@ -337,10 +337,10 @@ class Graph:
     def _release(self) -> Note:
         from systemfiles.release.building import origin_of, release, told
 
-        dist, checkout = Path("dist").absolute(), self._checkout or Path.cwd()
+        dist = Path("dist").absolute()
         targets = select_all(self._variables, self._system.catalog, self._provisioner)
         lock = self._system.paths.versions_lock
-        return told(dist, release(targets, self._system.catalog, lock, dist, origin_of(checkout)))
+        return told(dist, release(targets, self._system.catalog, lock, dist, origin_of(self._checkout)))
 
     def _wanted_packages(self) -> dict[str, str]:
         return PROVISIONING | (TESTS if self._variables.get("tests") == "yes" else {})

@@ -307,14 +307,10 @@ def _read_stamps(directory: Path) -> dict[str, Stamp]:
 
 
 def _try_writing_stamps(directory: Path, stamps: Mapping[str, Stamp], scratch: Path) -> bool:
-    from systemfiles.foundation.files import NewFile, storing
+    from systemfiles.foundation.files import write_file
 
     try:
-        # not synced: what a power failure leaves of it says at worst that the files are to be hashed again
-        with NewFile(scratch) as out, storing(directory):
-            out.write(json.dumps(stamps).encode())
-            out.path.chmod(0o644)
-            out.path.replace(directory / STAMPS)
+        write_file(directory / STAMPS, json.dumps(stamps).encode(), scratch=scratch, mode=0o644)
     except (OSError, StoreError):
         return False  # a read-only or full data directory resolves all the same, and each process hashes once
     return True

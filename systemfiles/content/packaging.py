@@ -31,6 +31,7 @@ from systemfiles.content.descriptors import (
 )
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
+from systemfiles.foundation.units import public_url
 
 TITLE = "org.opencontainers.image.title"
 VERSION = "org.opencontainers.image.version"
@@ -56,10 +57,26 @@ def artifact_type(kind: str) -> str:
     return f"application/vnd.systemfiles.{kind}.v1"
 
 
+def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without what is of the host it was made on: when, by whom, and how that may fetch from an origin."""
+    public: dict[str, Any] = public_urls({key: value for key, value in record.items() if key not in HOST_FACTS})
+    return public
+
+
+def public_urls(value: Any) -> Any:
+    """JSON in which no `url` has credentials. One that nobody else could fetch from stays: it says that as well."""
+    if not isinstance(value, Mapping):
+        return [*map(public_urls, value)] if isinstance(value, list) else value
+    public = {key: public_urls(part) for key, part in value.items()}
+    if isinstance(url := public.get("url"), str):
+        public["url"] = public_url(url) or url
+    return public
+
+
 def pack(record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Packed:
     """The documents of the artifact that `record` describes; `files` are its blobs, by file name."""
     media_type, arch = artifact_type(record["kind"]), Arch.parse(record["arch"])
-    described = canonical({key: value for key, value in record.items() if key not in HOST_FACTS})
+    described = canonical(public_record(record))
     layers = [descriptor_of(described, f"{media_type}+json", {TITLE: RECORD})]
     for name, file in sorted(files.items()):  # the manifest is the same whoever writes it
         layers.append(Descriptor(f"{media_type}.file", file.digest, file.size, {TITLE: name}))

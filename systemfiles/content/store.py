@@ -128,10 +128,6 @@ class Store:
         self._name(record, files)
         return self._publish(record, files)
 
-    def require_inputs(self, record: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> None:
-        """Refuses a record of other inputs than these, where they are known. Raises VersionConflict."""
-        _require_same(record["kind"], record["version"], Arch.parse(record["arch"]), record["inputs"], inputs)
-
     def promise(self, kind: str, version: str, arch: Arch, identity: str) -> None:
         """Lets `put` refuse any other content under this version from now on; see `identity_of`."""
         self._promised[layout_name(kind, version, arch)] = identity
@@ -275,8 +271,8 @@ class Store:
         files = {layer.annotations[TITLE]: layer for layer in layers}
         described = files.pop(RECORD).digest
         record = parse_record(self.layout.read(described), self.layout.blob(described))
-        if {name: file.digest.hex for name, file in files.items()} != {
-            name: facts["sha256"] for name, facts in record["files"].items()
+        if {name: (file.digest.hex, file.size) for name, file in files.items()} != {
+            name: (facts["sha256"], facts["size"]) for name, facts in record["files"].items()
         }:
             msg = "the manifest names other files than the record"
             raise StoreError(msg)

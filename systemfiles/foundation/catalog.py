@@ -77,7 +77,9 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Url = Annotated[str, StringConstraints(pattern=r"^(https?://|file:/)[^\s]+$")]
 Package = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 Module = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-Registry = Annotated[str, StringConstraints(pattern=r"^(http://)?[^\s@/]+(/[^\s@/]+)*$")]
+_REGISTRY = r"^(http://)?(localhost|[A-Za-z0-9-]*[.:][A-Za-z0-9.:-]*|\[[0-9a-fA-F:]+\](:[0-9]+)?)(/[a-z0-9._-]+)*$"
+Registry = Annotated[str, StringConstraints(pattern=_REGISTRY)]
+TrustedKey = Annotated[str, StringConstraints(pattern=r"^(\s*-----BEGIN |/)")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 PinnedReference = Annotated[str, StringConstraints(pattern=r"^[^\s@]+/[^\s@]+@sha256:[0-9a-f]{64}$")]
 
@@ -154,10 +156,10 @@ class Retention(CatalogModel):
 
 
 class Trust(CatalogModel):
-    """Whose signatures artifacts from a registry must have: of one of `keys`, each a public key in PEM or the path of
-    one, and of none whose id is `revoked`."""
+    """Whose signatures artifacts from a registry must have: of one of `keys`, each a public key in PEM or the
+    absolute path of one, and of none whose id is `revoked`."""
 
-    keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    keys: Annotated[tuple[TrustedKey, ...], Field(min_length=1)]
     revoked: tuple[KeyId, ...] = ()
 
 
@@ -258,6 +260,10 @@ def _merge(layers: list[Catalog], environ: Mapping[str, str]) -> Catalog:
     merged: dict[str, Any] = {"schema": 1, "mirrors": _environment_mirrors(environ)}
     for table in ("profile", "kernel", "initrd"):
         merged[table] = {name: entry for layer in layers for name, entry in getattr(layer, table).items()}
+    for registry in environ.get(REGISTRY_VARIABLE, "").split():
+        if not re.match(_REGISTRY, registry):
+            expected = "expected a host and a path, such as registry.example.com/systemfiles"
+            raise CatalogError(REGISTRY_VARIABLE, [(registry[:200], expected)])
     merged["registries"] = [
         *environ.get(REGISTRY_VARIABLE, "").split(),
         *(registry for layer in reversed(layers) for registry in layer.registries),

@@ -26,6 +26,8 @@ class Digest(str):
     @classmethod
     def parse(cls, text: str) -> Digest:
         """The digest written as `text`. Raises InvalidDigest for anything but a full sha256 digest."""
+        if not isinstance(text, str):  # as JSON of others may have it
+            raise InvalidDigest(repr(text))
         algorithm, _, hexadecimal = text.partition(":")
         if algorithm != "sha256" or not _HEX.fullmatch(hexadecimal):
             raise InvalidDigest(text)

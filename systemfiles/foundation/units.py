@@ -47,3 +47,17 @@ def utc(seconds: float) -> str:
 def printable(text: str) -> str:
     """What an origin says, in one line that can do a terminal no harm."""
     return "".join(char if char.isprintable() else " " for char in text[:200])
+
+
+def public_url(url: str) -> str | None:
+    """`url` without credentials; None when nobody else could fetch from there."""
+    from urllib.parse import urlsplit  # 3 ms, and resolving shows no URL
+
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable():
+        return None
+    public: str = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return public

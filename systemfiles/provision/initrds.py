@@ -29,14 +29,11 @@ from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.units import human_size
 from systemfiles.provision.images import Images
 from systemfiles.provision.published import Published
+from systemfiles.provision.rolling import NO_LOCK
 from systemfiles.provision.site import BLOB, RECOVERED, Made, Site, new_record
 from systemfiles.recipes.initrd import InitrdBuild, build_initrd, initrd_inputs
 
 _CONTENT = re.compile(r"-([0-9a-f]{12})$")  # of a version that is named by its content
-_NO_LOCK = (
-    "bring the versions.lock of the release here, "
-    "or let it be built here: systemfiles provision, without build = false in the catalog"
-)
 
 
 class InitrdPlan(NamedTuple):
@@ -229,7 +226,7 @@ class Initrds:
             if self._site.catalog.build is False:
                 tried = [("versions.lock", f"it does not say what {name} is with kernel {plan.kernel.version}")]
                 subject = f"initrd {name} ({arch})"
-                raise SourceUnavailable(subject, tried=tried, hint=_NO_LOCK)
+                raise SourceUnavailable(subject, tried=tried, hint=NO_LOCK)
             return None
         content = _CONTENT.search(version) if plan.named_by_content else None
         with self._locked_as(name, version, arch):

@@ -146,6 +146,11 @@ class Provisioner:
         """Where artifacts that were published may be had, best first."""
         return self._catalog.registries
 
+    @property
+    def builds(self) -> bool:
+        """Whether what is neither here nor published may be fetched from its origin and built."""
+        return self._catalog.build is not False
+
     def sweep(self) -> None:
         """Removes what killed processes left in the data directory."""
         self._site.sweep()

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from systemfiles.content.artifacts import Artifact
+from systemfiles.content.artifacts import Artifact, boot_file
 from systemfiles.content.packaging import DOCUMENTS, VERSION, artifact_type
-from systemfiles.content.store import identity_of
+from systemfiles.content.store import changes, identity_of
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
     IntegrityError,
     InvalidDigest,
+    InvalidKernel,
     SignatureRefused,
     SourceError,
+    SourceRefused,
     SourceUnavailable,
+    StoreError,
+    SystemFilesError,
     blaming,
 )
 from systemfiles.foundation.kernelimage import check_kernel
-from systemfiles.foundation.manifests import Manifest, choose
-from systemfiles.foundation.paths import INITRD, KERNEL
+from systemfiles.foundation.manifests import INDEXES, Manifest, choose
+from systemfiles.foundation.paths import KERNEL
 from systemfiles.foundation.units import human_size, printable
 from systemfiles.provision.images import Images
 from systemfiles.provision.site import Made, Site
@@ -38,10 +43,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MOST_SIGNATURES = 32
+_MOST_SIGNATURES = 8
 _REFUSED = "it was refused"
 _NOT_BUILT = "publish it there, or let it be built here: systemfiles provision, without build = false in the catalog"
 _NO_REGISTRY = 'name one: $SYSTEMFILES_REGISTRY, or registries = ["…"] in a catalog'
+_TRUST = "whose signatures count is said by keys and revoked, under [trust] in the catalog"
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A version for one architecture, and what is known of it before it is asked for.
+
+    `inputs` are what it must have been made from; `content` is how the sha256 of its content begins; `promised` is its
+    whole record. `refused` collects what was not trusted, by one mirror or another.
+    """
+
+    kind: str
+    version: str
+    arch: Arch
+    inputs: Mapping[str, Any] | None = None
+    content: str = ""
+    promised: Mapping[str, Any] | None = None
+    refused: list[SystemFilesError] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.version} ({self.arch})"
 
 
 class Published:
@@ -60,16 +86,15 @@ class Published:
         is known. Call it under the artifact's lock. Raises SignatureRefused and other IntegrityErrors, InvalidKernel,
         VersionConflict, StoreError; SourceUnavailable when it may not be built here.
         """
+        wanted = _Wanted(kind, version, arch, inputs, content)
         tried: list[tuple[str, str]] = []
-        wrong: IntegrityError | None = None
+        wrong: SystemFilesError | None = None
         for registry in self._site.catalog.registries:
             try:
-                artifact = self._take(
-                    f"{registry}/{kind}:{version}", kind, version, arch, inputs=inputs, content=content
-                )
-            except IntegrityError as error:
+                artifact = self._take(f"{registry}/{kind}:{version}", wanted)
+            except (IntegrityError, InvalidKernel) as error:
                 wrong = error
-                log.warning("%s", error.summary)
+                log.warning("%s is not taken from %s: %s", wanted, registry, error)
             except SourceUnavailable as error:
                 tried += error.tried
             except SourceError as error:
@@ -77,97 +102,92 @@ class Published:
             else:
                 size = sum(facts.size for facts in artifact.files.values())
                 return Made(artifact, f"{human_size(size)} fetched from {registry}")
-        if wrong is not None:
-            raise wrong
-        subject = f"{kind} {version} ({arch})"
+        if wrong is not None or wanted.refused:
+            raise wrong or wanted.refused[0]
         if self._site.catalog.build is False:
             hint = _NOT_BUILT if tried else _NO_REGISTRY
-            raise SourceUnavailable(subject, tried=tried or [("registries", "none is configured")], hint=hint)
+            raise SourceUnavailable(str(wanted), tried=tried or [("registries", "none is configured")], hint=hint)
         if tried:
-            log.warning("no registry has %s: %s", subject, "; ".join(f"{where}: {why}" for where, why in tried))
+            log.warning("no registry has %s: %s", wanted, "; ".join(f"{where}: {why}" for where, why in tried))
         return None
 
     def recover(
-        self, reference: str, kind: str, version: str, arch: Arch, *, sums: Mapping[str, Mapping[str, Any]]
+        self, reference: str, kind: str, version: str, arch: Arch, *, promised: Mapping[str, Any] | None
     ) -> None:
         """Takes in what a registry has as `reference`, if it is this version with the content that was promised.
 
-        `sums` is what its record must say of its files, unless empty. A promise is worth more than a signature, which
-        is not asked for. Raises SourceError, IntegrityError, UsageError, VersionConflict, StoreError.
+        `promised` is its record, where the whole of that is known: then that counts and not what the registry says, and
+        no signature is needed. Raises SourceError, IntegrityError, InvalidKernel, VersionConflict, StoreError.
         """
         with self._site.locked(kind, version, arch):
             if not self._site.store.kept(kind, version, arch, None):  # else somebody else was here first
-                self._take(reference, kind, version, arch, sums=sums)
+                self._take(reference, _Wanted(kind, version, arch, promised=promised))
 
-    def _take(
-        self,
-        reference: str,
-        kind: str,
-        version: str,
-        arch: Arch,
-        *,
-        inputs: Mapping[str, Any] | None = None,
-        sums: Mapping[str, Mapping[str, Any]] | None = None,
-        content: str = "",
-    ) -> Artifact:
+    def _take(self, reference: str, wanted: _Wanted) -> Artifact:
         store = self._site.store
 
         def accept(repository: Repository, found: Manifest) -> None:
-            if sums is None:
-                self._require_trusted(repository, found, kind, version, arch)
+            if wanted.promised is None and self._site.catalog.trust is not None:
+                try:
+                    self._require_trusted(repository, found, wanted)
+                except SignatureRefused as error:
+                    wanted.refused.append(error)
+                    raise
 
-        record, files = store.describe(self._images.fetch(reference, arch, accept=accept))
-        got: object = "{kind} {version} ({arch})".format(**record)
-        expected: object = f"{kind} {version} ({arch})"
-        if got == expected and sums:
-            got, expected = record["files"], sums
-        if got == expected and not identity_of(record).startswith(content):
-            got, expected = identity_of(record), f"a sha256 that begins with {content}"
-        if got != expected:
-            raise IntegrityError(reference, expected=expected, got=got, consequence=_REFUSED)
-        boot = store.layout.blob(files[INITRD if kind == INITRD else arch.kernel_file].digest)
-        if kind == KERNEL:
+        pulled = self._images.fetch(reference, wanted.arch, accept=accept)
+        try:
+            record, files = store.describe(pulled)
+        except StoreError as error:
+            expected = f"the manifest of {wanted}"
+            raise IntegrityError(reference, expected=expected, got=error.summary, consequence=_REFUSED) from error
+        _require_wanted(reference, record, wanted)
+        boot = store.layout.blob(files[boot_file(wanted.kind, wanted.arch)].digest)
+        if wanted.kind == KERNEL:
             with blaming(reference):
-                check_kernel(boot, arch)
+                check_kernel(boot, wanted.arch)
         else:
             check_content(boot, record["content_sha256"], subject=reference)
-        store.require_inputs(record, inputs)
-        return store.put(record, files)
+        return store.put(_as_promised(record, wanted.promised), files)
 
     # ── trust ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _require_trusted(self, repository: Repository, found: Manifest, kind: str, version: str, arch: Arch) -> None:
-        if self._site.catalog.trust is None:
-            return
+    def _require_trusted(self, repository: Repository, found: Manifest, wanted: _Wanted) -> None:
         subject = f"{repository.name}@{found.digest}"
+        expected = f"{artifact_type(wanted.kind)} {wanted.version}"
+        if found.media_type not in INDEXES:
+            raise SignatureRefused(subject, expected=f"the index of {expected}", got="a manifest", consequence=_REFUSED)
         self._require_signed(repository, found.digest, subject)
         notes = found.value.get("annotations")
-        said = (found.value.get("artifactType"), notes.get(VERSION) if isinstance(notes, dict) else None)
-        if said != (artifact_type(kind), version):
-            got = printable(f"{said[0]} {said[1]}")[:200]
-            raise SignatureRefused(subject, expected=f"{artifact_type(kind)} {version}", got=got, consequence=_REFUSED)
-        self._require_documents(repository, choose(found, arch, subject=subject)[0], subject)
+        said = f"{found.value.get('artifactType')} {notes.get(VERSION) if isinstance(notes, dict) else None}"
+        if said != expected:
+            raise SignatureRefused(subject, expected=expected, got=printable(said)[:200], consequence=_REFUSED)
+        self._require_documents(repository, choose(found, wanted.arch, subject=subject)[0], subject)
 
     def _require_signed(self, repository: Repository, digest: Digest, subject: str) -> None:
         from systemfiles.sources.signatures import tag_of
         from systemfiles.sources.transport import Answered
 
         trust = self._trust()
-        expected = "a signature of a trusted key"
+        faults = dict[str, None]()
+        layers: object = None
         try:
             layers = repository.manifest(tag_of(digest)).value.get("layers")
         except Answered as error:
             if error.temporary or error.status not in (400, 404):
                 raise
-            raise SignatureRefused(subject, expected=expected, got="no signature", consequence=_REFUSED) from error
-        faults = dict[str, None]()
         for layer in (layers if isinstance(layers, list) else [])[:_MOST_SIGNATURES]:
             fault = _fault(repository, trust, digest, layer)
             if fault is None:
                 return
             faults[fault] = None
-        got = "; ".join(faults) or "no signature"
-        raise SignatureRefused(subject, expected=expected, got=got, consequence=_REFUSED)
+        refused = SignatureRefused(
+            subject,
+            expected="a signature of a trusted key",
+            got="; ".join(faults) or "no signature",
+            consequence=_REFUSED,
+        )
+        refused.hint = _TRUST
+        raise refused
 
     def _trust(self) -> Trust:
         from systemfiles.sources.signatures import PublicKey, Trust
@@ -178,7 +198,7 @@ class Published:
 
     def _require_documents(self, repository: Repository, entry: Mapping[str, Any], subject: str) -> None:
         """Refuses a version whose documents, of which its index tells, are not there any more."""
-        from systemfiles.sources.transport import Answered
+        from systemfiles.sources.transport import Answered, Unreachable
 
         notes = entry.get("annotations")
         for name, annotation in DOCUMENTS.items():
@@ -186,6 +206,8 @@ class Published:
                 promised = Digest.parse(str(notes.get(annotation) if isinstance(notes, dict) else None))
                 (document,) = repository.manifest(promised).value["layers"]
                 there = repository.has_blob(Digest.parse(document["digest"]))
+            except SourceUnavailable as error:
+                raise Unreachable(error.summary) from error  # as what else is asked for: the next mirror may have it
             except Answered as error:
                 if error.status != 404:
                     raise
@@ -198,15 +220,45 @@ class Published:
                 )
 
 
+def _require_wanted(reference: str, record: Mapping[str, Any], wanted: _Wanted) -> None:
+    """Refuses a record of something else than what is wanted, as far as that is known. Raises IntegrityError."""
+    pairs: list[tuple[object, object]] = [
+        (str(wanted), "{kind} {version} ({arch})".format(**record)),
+        (wanted.content, identity_of(record)[: len(wanted.content)]),
+    ]
+    if wanted.inputs is not None:
+        differing = changes(record["inputs"], wanted.inputs)
+        pairs += [(f"{name} {new}", f"{name} {old}") for name, (old, new) in differing.items()]
+    if wanted.promised is not None:
+        pairs.append((identity_of(wanted.promised), identity_of(record)))
+        if wanted.kind == KERNEL:  # an initrd may be compressed otherwise there
+            pairs.append((wanted.promised["files"], record["files"]))
+    for expected, got in pairs:
+        if expected != got:
+            told = printable(str(got))[:500]
+            raise IntegrityError(reference, expected=expected, got=told, consequence=_REFUSED)
+
+
+def _as_promised(record: Mapping[str, Any], promised: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The record that was promised, if any, of the files that are there."""
+    if promised is None:
+        return record
+    compressed = {"compressor": str(record.get("compressor"))} if "compressor" in promised else {}
+    return {**promised, "files": record["files"], **compressed}
+
+
 def _fault(repository: Repository, trust: Trust, digest: Digest, layer: object) -> str | None:
     """Why the signature in one layer does not count; None when it does."""
+    from systemfiles.sources.signatures import LARGEST_PAYLOAD
     from systemfiles.sources.transport import Answered
 
     notes = layer.get("annotations") if isinstance(layer, dict) else None
     if not isinstance(layer, dict) or not isinstance(notes, dict):
         return "one is no signature"
     try:
-        data = repository.small_blob(Digest.parse(str(layer.get("digest"))))
-    except (Answered, InvalidDigest, IntegrityError) as error:
+        data = repository.small_blob(Digest.parse(str(layer.get("digest"))), limit=LARGEST_PAYLOAD)
+    except (Answered, InvalidDigest, IntegrityError, SourceRefused) as error:
+        if isinstance(error, Answered) and error.temporary:
+            raise
         return f"one cannot be read ({printable(str(error).splitlines()[0])[:100]})"
     return trust.fault(digest, data, notes)

@@ -49,6 +49,12 @@ class Move:
     after: str
 
 
+NO_LOCK = (
+    "bring the versions.lock of the release here, "
+    "or let it be built here: systemfiles provision, without build = false in the catalog"
+)
+
+
 class Rolling:
     """The rolling names of one catalog in one data directory."""
 
@@ -82,8 +88,12 @@ class Rolling:
 
         Raises SourceUnavailable, SourceRefused, ToolMissing, UnsupportedArch.
         """
-        if not any(self.missing(kernels, initrds, arch)):
+        names, packages = self.missing(kernels, initrds, arch)
+        if not names and not packages:
             return ()
+        if self._catalog.build is False:
+            tried = [("versions.lock", "does not say what that is")]
+            raise SourceUnavailable(" and ".join([*names, *packages]), tried=tried, wanted="told", hint=NO_LOCK)
         with self.asking():
             # whoever waited here finds what the other one has settled
             names, packages = self.missing(kernels, initrds, arch)

@@ -11,6 +11,7 @@ import contextlib
 import filecmp
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,19 +20,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from systemfiles.content.artifacts import Artifact, Artifacts
-from systemfiles.content.packaging import HOST_FACTS
+from systemfiles.content.descriptors import canonical
+from systemfiles.content.packaging import HOST_FACTS, public_urls
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
 from systemfiles.foundation.digest import hash_file
 from systemfiles.foundation.errors import IntegrityError, SystemFilesError, ToolFailed, UsageError
 from systemfiles.foundation.files import STAGED, make_dirs, remove_abandoned, replace_directory, scratch_dir, write_file
-from systemfiles.foundation.lockfile import read_lock
-from systemfiles.foundation.paths import KINDS, Paths
+from systemfiles.foundation.lockfile import VersionsLock, read_lock
+from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths
 from systemfiles.foundation.progress import ProgressBars
 from systemfiles.foundation.units import human_size
 from systemfiles.provision.provisioner import Provisioner
-from systemfiles.release.dist import LOCK, write_artifact, write_sums
-from systemfiles.release.documents import documents
+from systemfiles.release.dist import LOCK, SUMS, write_artifact, write_sums
+from systemfiles.release.documents import documents, require_origin
 
 Target = tuple[str, str | None, Arch]
 """A kernel, the initrd to go with it if any, and for which architecture."""
@@ -41,7 +43,11 @@ _SURROUNDINGS = (
     ("a", 0o022, {"TZ": "UTC", "LC_ALL": "C", "PYTHONHASHSEED": "0"}),
     ("second-build", 0o077, {"TZ": "Pacific/Chatham", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "4242"}),
 )
-_PASSED_ON = ("PATH", "SYSTEMFILES_MIRRORS", "SYSTEMFILES_CREDENTIALS", "http_proxy", "https_proxy", "no_proxy")
+_OF_DOWNLOADS = re.compile(
+    r"PATH|APT_CONFIG|(https?|no|all)_proxy|SYSTEMFILES_CREDENTIALS|DOCKER_CONFIG|NETRC|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE",
+    re.IGNORECASE,
+)
+"""What of the environment says how to reach an origin, and is the same for both builds."""
 
 
 class Origin(NamedTuple):
@@ -60,6 +66,10 @@ def release(
     `lock` is a versions.lock that says what rolling names stand for, if it exists. Raises IntegrityError when the two
     builds differ, and whatever building raises; then `dist` is as it was.
     """
+    require_origin(**origin._asdict())
+    if dist.exists() and not (dist / SUMS).exists() and any(dist.iterdir()):
+        msg = f"{dist} is there and is no release"
+        raise UsageError(msg, hint="move it elsewhere: a release takes its place")
     remove_abandoned(dist.parent, STAGED)
     with scratch_dir(dist.parent, prefix=STAGED) as work:
         wanted = [*targets]
@@ -72,7 +82,8 @@ def release(
         for artifact in made:
             write_artifact(whole, artifact, documents(artifact, **origin._asdict()))
         if places[0].versions_lock.exists():
-            write_file(whole / LOCK, places[0].versions_lock.read_bytes(), scratch=work, mode=0o644)
+            lock_of_release = canonical(_reduced(read_lock(places[0].versions_lock), made))
+            write_file(whole / LOCK, lock_of_release, scratch=work, mode=0o644)
         write_sums(whole)
         replace_directory(dist, whole)
     return tuple(made)
@@ -101,7 +112,8 @@ def _build(targets: list[Target], catalog: Catalog, paths: Paths, umask: int, en
         "targets": [(kernel, initrd, arch.value) for kernel, initrd, arch in targets],
         "umask": umask,
     }
-    inherited = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    inherited = {name: value for name, value in os.environ.items() if _OF_DOWNLOADS.fullmatch(name)}
+    inherited = {"DOCKER_CONFIG": str(Path.home() / ".docker"), "NETRC": str(Path.home() / ".netrc"), **inherited}
     home = paths.data_dir / "home"
     make_dirs(home)
     done = subprocess.run(
@@ -162,6 +174,27 @@ def _require_equal(one: Artifact, other: Artifact) -> None:
         _differ(f"the record of {subject}", *records)
 
 
+def _reduced(lock: VersionsLock, made: Iterable[Artifact]) -> dict[str, Any]:
+    """What versions.lock says of what is released, and nothing that else was made here."""
+    versions = {(artifact.kind, artifact.version) for artifact in made}
+    kernels = {version: pins for version, pins in lock.kernel.items() if (KERNEL, version) in versions}
+    current = {
+        name: {kernel: initrds for kernel, initrds in known.items() if (KERNEL, kernel) in versions}
+        for name, known in lock.current.items()
+    }
+    parts: dict[str, Any] = {
+        "kernel": kernels,
+        "initrd": {version: pins for version, pins in lock.initrd.items() if (INITRD, version) in versions},
+        "rolling": {
+            name: arches for name, arches in lock.rolling.items() if any(each in kernels for each in arches.values())
+        },
+        "current": {name: known for name, known in current.items() if known},
+        "busybox": lock.busybox,
+    }
+    reduced = VersionsLock(**parts).model_dump(mode="json", by_alias=True, exclude_none=True)
+    return dict(public_urls(reduced))
+
+
 def _differ(subject: str, one: object, other: object) -> NoReturn:
     expected = f"what the first build made: {one}"
     got = f"from the second: {other}"
@@ -171,31 +204,32 @@ def _differ(subject: str, one: object, other: object) -> NoReturn:
 # ── whose release it is ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def origin_of(checkout: Path, environ: Mapping[str, str] = os.environ) -> Origin:
+def origin_of(checkout: Path | None, environ: Mapping[str, str] = os.environ) -> Origin:
     """What a provenance says of a build here: of $SYSTEMFILES_BUILDER, $SOURCE_DATE_EPOCH, and the commit that is out.
 
     Raises UsageError when there is neither a commit nor $SOURCE_DATE_EPOCH (reproducible-builds.org/specs), by which
     two releases of one commit are the same bytes.
     """
     git = ["git", "-C", str(checkout)]
-    commit = _output(*git, "rev-parse", "--verify", "HEAD")
+    own = checkout is not None and _output(*git, "rev-parse", "--show-toplevel") == str(checkout.resolve())
+    commit = _output(*git, "rev-parse", "--verify", "HEAD") if own else ""
     told = environ.get("SOURCE_DATE_EPOCH") or (commit and _output(*git, "log", "-1", "--format=%ct"))
     if not told or not told.isdecimal():
         msg = "it cannot be told when this release is made"
         raise UsageError(msg, hint="release from a git checkout, or set SOURCE_DATE_EPOCH to seconds since 1970 (UTC)")
-    changed = not commit or _output(*git, "status", "--porcelain", "--untracked-files=no") != ""
-    remote = _output(*git, "remote", "get-url", "origin") or f"file://{checkout.name}"
+    changed = not commit or _output(*git, "status", "--porcelain") != ""
+    remote = _output(*git, "remote", "get-url", "origin") or ""
     remote = remote if "://" in remote else "file://local"
     source = None if changed else f"git+{remote}@{commit}"
     return Origin(environ.get("SYSTEMFILES_BUILDER") or "urn:systemfiles:builder:local", source, int(told))
 
 
-def _output(*command: str) -> str:
-    """What a command says; nothing when it fails or is not installed."""
+def _output(*command: str) -> str | None:
+    """What a command says; None when it fails or is not installed."""
     with contextlib.suppress(OSError):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else ""
-    return ""
+        return done.stdout.strip() if done.returncode == 0 else None
+    return None
 
 
 def told(dist: Path, made: Iterable[Artifact]) -> str:

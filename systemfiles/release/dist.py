@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from systemfiles.content.artifacts import RECORD, Artifact, artifact_of, listed, parse_record
-from systemfiles.content.packaging import HOST_FACTS
+from systemfiles.content.packaging import public_record
 from systemfiles.foundation.digest import hash_file
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, UsageError
 from systemfiles.foundation.files import link_or_copy, make_dirs, storing, write_file
@@ -42,8 +42,7 @@ def write_artifact(dist: Path, artifact: Artifact, documents: Mapping[Document, 
     make_dirs(place)
     for name in artifact.files:
         link_or_copy(artifact.directory / name, place / name, scratch=dist.parent)
-    record = {key: value for key, value in artifact.record.items() if key not in HOST_FACTS}
-    texts = {RECORD: json.dumps(record, indent=1).encode() + b"\n"}
+    texts = {RECORD: json.dumps(public_record(artifact.record), indent=1).encode() + b"\n"}
     texts |= {document.file: data for document, data in documents.items()}
     for name, data in texts.items():
         write_file(place / name, data, scratch=dist.parent, mode=_READABLE)

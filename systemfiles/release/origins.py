@@ -19,6 +19,7 @@ from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import IntegrityError, InvalidDigest, UsageError
 from systemfiles.foundation.lockfile import PackagePin
 from systemfiles.foundation.paths import KERNEL
+from systemfiles.foundation.units import public_url
 
 if TYPE_CHECKING:
     from packageurl import PackageURL
@@ -70,17 +71,6 @@ def told(artifact: Artifact, *keys: str) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).isprintable():
         _refuse(artifact, f"a printable text as {'.'.join(keys)}")
     return str(value)
-
-
-def public_url(url: str) -> str | None:
-    """`url` without credentials; None when nobody else could fetch from there."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return None
-    if parts.scheme not in _FETCHED_BY or not parts.hostname or not url.isprintable():
-        return None
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _kernel(artifact: Artifact) -> Origin:

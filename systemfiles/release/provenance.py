@@ -36,7 +36,8 @@ from systemfiles.content.artifacts import MODULES, Artifact
 from systemfiles.content.descriptors import canonical
 from systemfiles.foundation.errors import UsageError
 from systemfiles.foundation.paths import INITRD, KERNEL
-from systemfiles.release.origins import Origin, origins, public_url, told
+from systemfiles.foundation.units import public_url
+from systemfiles.release.origins import Origin, origins, told
 from systemfiles.version import __version__
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
@@ -130,6 +131,13 @@ def _source(source: str | None) -> list[dict[str, Any]]:
     return [{"name": "systemfiles", "digest": {"gitCommit": match["commit"]}, **uri}]
 
 
+def check_origin(*, builder: str, when: int, source: str | None) -> None:
+    """Raises UsageError for what no provenance can say."""
+    _checked_builder(builder)
+    _source(source)
+    _time(when)
+
+
 def _checked_builder(builder: str) -> str:
     if not _URI.fullmatch(builder):
         msg = f"{builder[:200]!r} is not the URI of a builder"
@@ -138,4 +146,8 @@ def _checked_builder(builder: str) -> str:
 
 
 def _time(when: int) -> str:
-    return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    try:
+        return datetime.fromtimestamp(when, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError) as error:
+        msg = f"{when} seconds since 1970 is no time that can be told"
+        raise UsageError(msg, hint="set SOURCE_DATE_EPOCH to the seconds since 1970 (UTC)") from error

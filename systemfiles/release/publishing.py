@@ -6,8 +6,10 @@ For each version, in this order, so that whoever stops it leaves nothing that po
 2. the index, by its digest, and its signatures (see sources/signatures.py);
 3. the tag `<registry>/<kind>:<version>`.
 
-What is there already is not sent again. A version that was published is never changed: its manifests must be these, and
-its documents stay the ones it was first published with. An architecture, or a signature, may be added.
+What is there already is not sent again, and what is missing is. A version that was published is never changed: its
+manifests must be these, and its documents stay the ones it was first published with, as long as a key that is given has
+signed them. An architecture, or a signature, may be added. Publish a version from one place at a time: of two indexes,
+the last one stays.
 
 A registry is not believed here either: a signature is made only of what is in this release, or was signed by a key that
 is given.
@@ -17,11 +19,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.content.descriptors import IMAGE_CONFIG, INDEX, MANIFEST, Descriptor, canonical
@@ -30,9 +33,11 @@ from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
     DigestMismatch,
+    InvalidDigest,
     SignatureRefused,
     SourceRefused,
     SourceUnavailable,
+    UsageError,
     VersionConflict,
 )
 from systemfiles.foundation.manifests import Manifest
@@ -41,6 +46,7 @@ from systemfiles.release.documents import DOCUMENTS as KINDS_OF_DOCUMENT
 from systemfiles.sources.oci import Reference, Repository
 from systemfiles.sources.signatures import (
     KEY_ID,
+    LARGEST_PAYLOAD,
     PAYLOAD,
     SIGNATURE,
     PrivateKey,
@@ -50,6 +56,8 @@ from systemfiles.sources.signatures import (
     tag_of,
 )
 from systemfiles.sources.transport import Answered, Interrupted, Unreachable
+
+T = TypeVar("T")
 
 _BLOB = "application/octet-stream"
 
@@ -90,6 +98,7 @@ class _Publishing:
         self._version = version
         self._progress = progress
         self._pushed = 0
+        self._payloads: dict[Digest, bytes] = {}
 
     def run(self, artifacts: list[Artifact], keys: Sequence[PrivateKey]) -> Publication:
         there = self._find(self._version)
@@ -104,7 +113,11 @@ class _Publishing:
         if there and keys and not self._vouched(there.digest, keys):
             self._require_all(there.digest, published.keys() - mine.keys())
             there, known = None, {}  # whoever put it there: what is signed is our own
-        targets = {arch: self._push(*mine[arch]) for arch in mine if arch not in known}
+        lacking = [arch for arch in mine if arch not in known or not self._has_all(known[arch])]
+        if there and lacking and not keys and self._signatures(there.digest):
+            msg = f"{self._reference} is signed, and more is to be added to it"
+            raise UsageError(msg, hint="give every key that it is to be signed with again: --key FILE")
+        targets = {arch: self._push(*mine[arch]) for arch in lacking}
         index = there.raw if there and not targets else pack_index(self._kind, self._version, {**known, **targets})
         digest = self._push_manifest(index, INDEX)
         signed = self._sign(digest, keys) if keys else ()
@@ -116,6 +129,18 @@ class _Publishing:
     def _vouched(self, digest: Digest, keys: Sequence[PrivateKey]) -> bool:
         """Whether one of `keys` has signed this index: then all that is in it may be signed again."""
         return any(self._is_of(layer, key.public, digest) for layer in self._signatures(digest) for key in keys)
+
+    def _has_all(self, entry: Descriptor) -> bool:
+        """Whether all that was published for one architecture is there still."""
+        promised = [entry.digest, *(entry.annotations.get(note) for note in DOCUMENTS.values())]
+        for digest in promised:
+            manifest = self._find(Digest.parse(digest)) if digest else None
+            if manifest is None:
+                return False
+            parts = [manifest.value.get("config"), *manifest.value["layers"]]
+            if not all(self._repository.has_blob(Descriptor.from_json(part).digest) for part in parts):
+                return False
+        return True
 
     def _require_all(self, digest: Digest, others: Iterable[Arch]) -> None:
         if names := ", ".join(sorted(map(str, others))):
@@ -182,21 +207,28 @@ class _Publishing:
     def _is_of(self, layer: Mapping[str, Any], key: PublicKey, digest: Digest) -> bool:
         """Whether a signature of `digest` that is there is of `key`."""
         try:
-            data = self._repository.small_blob(Digest.parse(layer["digest"]))
-            return signed_digest(data) == digest and key.made(base64.b64decode(layer["annotations"][SIGNATURE]), data)
-        except (KeyError, TypeError, ValueError, DigestMismatch, Answered):
+            named, signature = Digest.parse(layer["digest"]), base64.b64decode(layer["annotations"][SIGNATURE])
+            if named not in self._payloads:
+                small = partial(self._repository.small_blob, named, limit=LARGEST_PAYLOAD)
+                self._payloads[named] = self._ask(named, small) or b""
+        except (KeyError, TypeError, ValueError, InvalidDigest, DigestMismatch):
             return False  # not whole, so it is of no use to anybody
+        data = self._payloads[named]
+        return signed_digest(data) == digest and key.made(signature, data)
 
-    def _find(self, tag: str) -> Manifest | None:
-        """What a tag names, None when there is no such tag. Raises SourceRefused, SourceUnavailable."""
+    def _find(self, target: str) -> Manifest | None:
+        """What a tag or digest names, None when there is no such thing. Raises SourceRefused, SourceUnavailable."""
+        return self._ask(target, partial(self._repository.manifest, target))
+
+    def _ask(self, what: str, ask: Callable[[], T]) -> T | None:
         try:
-            return self._repository.manifest(tag)
+            return ask()
         except Answered as error:
             if error.status == 404:
                 return None
-            raise SourceRefused(self._repository.name, f"{tag}: it answers {error}") from error
+            raise SourceRefused(self._repository.name, f"{what}: it answers {error}") from error
         except (Interrupted, Unreachable) as error:
-            raise SourceUnavailable(self._repository.name, tried=[(tag, str(error))], wanted="reached") from error
+            raise SourceUnavailable(self._repository.name, tried=[(what, str(error))], wanted="reached") from error
 
     def _push_bytes(self, data: bytes) -> None:
         self._push_blob(Digest.of(data), len(data), io.BytesIO(data), "")
@@ -234,8 +266,10 @@ def _entries(index: Manifest | None) -> dict[Arch, Descriptor]:
     """What a published index has for each architecture."""
     by_name = {arch.debian: arch for arch in Arch}
     entries: dict[Arch, Descriptor] = {}
-    for entry in index.value.get("manifests", ()) if index else ():
-        arch = by_name.get(entry.get("platform", {}).get("architecture"))
+    found = index.value.get("manifests") if index else None
+    for entry in found if isinstance(found, list) else ():
+        platform = entry.get("platform") if isinstance(entry, dict) else None
+        arch = by_name.get(str(platform.get("architecture"))) if isinstance(platform, dict) else None
         if arch:
             entries[arch] = Descriptor.from_json(entry)
     return entries

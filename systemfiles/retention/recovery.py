@@ -25,7 +25,7 @@ from systemfiles.foundation.errors import (
     VersionConflict,
 )
 from systemfiles.foundation.lockfile import InitrdPin, PackagePin
-from systemfiles.foundation.paths import INITRD, KERNEL
+from systemfiles.foundation.paths import INITRD
 from systemfiles.provision.initrds import pin_on_record
 from systemfiles.provision.kernels import source_on_record
 from systemfiles.provision.provisioner import Provisioner
@@ -93,6 +93,8 @@ class Recovery:
 
     def _sources(self, wanted: PinnedFile, kernel: PinnedFile | None) -> tuple[list[Source], Tried]:
         """What it is made from: by its own record, then as catalog or versions.lock have it; and why that is all."""
+        if not self._provisioner.builds:
+            return [], [(_ORIGIN, "nothing is built here (build = false in the catalog)")]
         of_record = (pin_on_record if wanted.kind == INITRD else source_on_record)(wanted.record)
         found: list[Source] = [of_record] if of_record else []
         try:
@@ -138,10 +140,9 @@ class Recovery:
         self._provisioner.put_together(wanted.record, files)
 
     def _from_registry(self, wanted: PinnedFile, registry: str) -> None:
-        # an initrd may be compressed otherwise there; of a kernel its modules are on record, too
-        sums = wanted.record["files"] if wanted.kind == KERNEL else {}
+        promised = wanted.record if wanted.record["files"] else None  # a VM's own record tells of one file only
         reference = f"{registry}/{wanted.kind}:{wanted.version}"
-        self._provisioner.published.recover(reference, wanted.kind, wanted.version, wanted.arch, sums=sums)
+        self._provisioner.published.recover(reference, wanted.kind, wanted.version, wanted.arch, promised=promised)
 
     def _from_origin(self, wanted: PinnedFile, kernel: PinnedFile | None, source: Source) -> None:
         if not isinstance(source, InitrdPin):

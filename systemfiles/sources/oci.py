@@ -162,17 +162,19 @@ class Repository:
             return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
         return []
 
-    def small_blob(self, digest: Digest) -> bytes:
-        """The bytes of a blob of at most 4 MiB, verified. Raises as `manifest`."""
+    def small_blob(self, digest: Digest, *, limit: int = LARGEST_MANIFEST) -> bytes:
+        """The bytes of a blob of at most `limit`, verified. Raises as `manifest`."""
         url = urljoin(self._base, f"blobs/{digest}")
-        raw, _ = self._patiently(lambda attempts: self._get_small(url, attempts))
+        raw, _ = self._patiently(lambda attempts: self._get_small(url, attempts, limit))
         if (got := Digest.of(raw)) != digest:
             raise DigestMismatch(url, expected=digest, got=got, consequence="it was discarded")
         return raw
 
-    def _get_small(self, url: str, attempts: Attempts) -> tuple[bytes, Mapping[str, str]]:
+    def _get_small(
+        self, url: str, attempts: Attempts, limit: int = LARGEST_MANIFEST
+    ) -> tuple[bytes, Mapping[str, str]]:
         with self._open("GET", url, headers=_ACCEPTED) as response:
-            raw = read_whole(self._transport, response, LARGEST_MANIFEST, attempts.deadline)
+            raw = read_whole(self._transport, response, limit, attempts.deadline)
             return raw, response.headers
 
     def blob(self, digest: Digest, size: int, out: NewFile, *, subject: str, progress: Progress = silent) -> None:

@@ -17,7 +17,6 @@ Sources: cosign, specs/SIGNATURE_SPEC.md; containers/image, docs/atomic-signatur
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -74,7 +73,7 @@ class PublicKey:
 
     @classmethod
     def read(cls, pem: str) -> PublicKey:
-        """The key in `pem`, or in the file that it is the path of. Raises UsageError, ToolMissing."""
+        """The key in `pem`, or in the file that it is the absolute path of. Raises UsageError, ToolMissing."""
         _require_cryptography()
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -147,14 +146,14 @@ class Trust:
         """Why a signature of `digest` does not count; None when it does. `data` is its payload."""
         try:
             signature = base64.b64decode(str(annotations.get(SIGNATURE)), validate=True)
-        except binascii.Error:
+        except ValueError:
             return "one is no base64"
         if signed_digest(data) != digest:
             return "one is of something else"
         for key in self._keys:
             if key.made(signature, data):
                 return f"one is of the revoked key {key.id}" if key.id in self._revoked else None
-        told = annotations.get(KEY_ID)
+        told = str(annotations.get(KEY_ID))
         if told in self._revoked:
             return f"one is of the revoked key {told}"
         return "one is of a key that is not trusted here"

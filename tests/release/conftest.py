@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -156,3 +157,10 @@ def press(small_world: World, dist: Path, tmp_path: Path) -> Press:
 def entries(index: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What an index has for each architecture, by OCI's names."""
     return {entry["platform"]["architecture"]: entry for entry in index["manifests"]}
+
+
+def delete(press: Press, digest: str) -> None:
+    """Deletes a manifest of the kernels' repository."""
+    url = f"http://{press.registry.replace('/', '/v2/', 1)}/kernel/manifests/{Digest.parse(digest)}"
+    with urllib.request.urlopen(urllib.request.Request(url, method="DELETE")) as answer:
+        assert answer.status == 202

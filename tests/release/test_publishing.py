@@ -13,9 +13,9 @@ from systemfiles.content.artifacts import Artifact
 from systemfiles.content.packaging import DOCUMENTS
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import SourceUnavailable, UnknownVersion, VersionConflict
+from systemfiles.foundation.errors import SourceUnavailable, UnknownVersion, UsageError, VersionConflict
 from systemfiles.release.dist import read_dist
-from tests.release.conftest import Press, entries, make_release
+from tests.release.conftest import Press, delete, entries, make_release
 
 X86, ARM = Arch.X86_64, Arch.AARCH64
 
@@ -72,6 +72,24 @@ def test_a_later_release_of_the_same_versions_is_the_same_publication(press: Pre
     first = press.publish()
     later = make_release(press.world, tmp_path / "later" / "dist", when=1_770_000_000)
     assert press.publish(artifacts=read_dist(later)) == first
+
+
+def test_what_is_missing_is_published_again(press: Press) -> None:
+    key = press.key()
+    press.publish(key)
+    lost = entries(press.index("k-1"))["amd64"]["annotations"]["io.systemfiles.sbom"]
+    delete(press, lost)
+    press.publish(key)
+    assert press.host(trusted=(key,)).ensure("k-1", "i-1").kernel.version == "k-1"
+
+
+def test_nothing_is_added_to_what_is_signed_without_the_key(press: Press) -> None:
+    key = press.key()
+    press.publish(key, artifacts=tuple(each for each in press.artifacts if each.arch is X86))
+    with pytest.raises(UsageError, match="is signed") as caught:
+        press.publish()
+    assert "--key" in str(caught.value.hint)
+    assert press.host(trusted=(key,)).ensure("k-1", "i-1").kernel.version == "k-1"
 
 
 def test_an_architecture_may_come_later(press: Press) -> None:

@@ -80,6 +80,21 @@ def test_builds_that_differ_are_no_release(small_world: World, tmp_path: Path, m
     assert [*tmp_path.iterdir()] == [dist]
 
 
+def test_a_folder_that_is_something_else_is_left_alone(small_world: World, tmp_path: Path) -> None:
+    """Wheels are built into dist/ as well."""
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "a.whl").write_text("mine")
+    with pytest.raises(UsageError, match="is no release"):
+        make_release(small_world, tmp_path / "dist")
+    assert (tmp_path / "dist" / "a.whl").read_text() == "mine"
+
+
+def test_a_builder_that_is_none_is_told_before_anything_is_built(small_world: World, tmp_path: Path) -> None:
+    for wrong in (ORIGIN._replace(builder="me"), ORIGIN._replace(when=10**15), ORIGIN._replace(source="HEAD")):
+        with pytest.raises(UsageError):
+            release([("none", None, Arch.X86_64)], load_catalog(small_world.catalog), tmp_path, tmp_path / "d", wrong)
+
+
 def test_what_cannot_be_built_is_told_and_nothing_is_left(small_world: World, tmp_path: Path) -> None:
     targets = [("packaged", None, Arch.AARCH64)]
     with pytest.raises(SystemFilesError):
@@ -172,6 +187,12 @@ def test_a_release_is_as_old_as_its_commit(checkout: Path) -> None:
 def test_changes_that_no_commit_has_are_not_said_to_be_of_one(checkout: Path) -> None:
     (checkout / "file").write_text("b")
     assert origin_of(checkout, {}).source is None
+
+
+def test_another_repository_is_not_taken_for_this_one(checkout: Path) -> None:
+    (checkout / "inside").mkdir()
+    assert origin_of(checkout / "inside", {"SOURCE_DATE_EPOCH": "1"}).source is None
+    assert origin_of(None, {"SOURCE_DATE_EPOCH": "1"}).source is None
 
 
 def test_the_time_may_be_given(tmp_path: Path) -> None:

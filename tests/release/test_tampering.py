@@ -13,11 +13,18 @@ from systemfiles import SystemFiles
 from systemfiles.content.packaging import DOCUMENTS
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import IntegrityError, SignatureRefused, SystemFilesError, UsageError
+from systemfiles.foundation.errors import (
+    IntegrityError,
+    SignatureRefused,
+    SourceUnavailable,
+    SystemFilesError,
+    UsageError,
+)
 from systemfiles.foundation.paths import KINDS
+from systemfiles.sources.oci import Repository
 from systemfiles.sources.signatures import tag_of
 from systemfiles.sources.transport import Answered
-from tests.release.conftest import Key, Press, entries, new_key
+from tests.release.conftest import Key, Press, delete, entries, new_key
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -150,7 +157,7 @@ def test_the_signature_of_another_version(press: Press, key: Key) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_a_stripped_document(press: Press, key: Key, document: str) -> None:
     digest = entries(press.index("k-2"))["amd64"]["annotations"][DOCUMENTS[document]]
-    _delete(press, digest)
+    delete(press, digest)
     refused(press.host(trusted=(key,)), SignatureRefused, document)
 
 
@@ -160,6 +167,10 @@ def _no_layers(manifest: dict[str, Any]) -> None:
 
 def _no_base64(manifest: dict[str, Any]) -> None:
     manifest["layers"][0]["annotations"]["dev.cosignproject.cosign/signature"] = "%%%"
+
+
+def _no_ascii(manifest: dict[str, Any]) -> None:
+    manifest["layers"][0]["annotations"]["dev.cosignproject.cosign/signature"] = "é"
 
 
 def _no_annotations(manifest: dict[str, Any]) -> None:
@@ -175,7 +186,7 @@ def _cut_short(manifest: dict[str, Any]) -> None:
     notes["dev.cosignproject.cosign/signature"] = notes["dev.cosignproject.cosign/signature"][:-8]
 
 
-@pytest.mark.parametrize("spoil", [_no_layers, _no_base64, _no_annotations, _of_nothing, _cut_short])
+@pytest.mark.parametrize("spoil", [_no_layers, _no_base64, _no_ascii, _no_annotations, _of_nothing, _cut_short])
 def test_signatures_that_are_none(press: Press, key: Key, spoil: Callable[[dict[str, Any]], None]) -> None:
     repository = press.repository()
     tag = tag_of(repository.manifest("k-2").digest)
@@ -194,6 +205,67 @@ def test_signatures_that_are_none(press: Press, key: Key, spoil: Callable[[dict[
             refused(press.host(trusted=(key,)), SignatureRefused)
     finally:
         path.write_bytes(good)
+
+
+def test_a_payload_of_other_types(press: Press, key: Key) -> None:
+    """It is signed, by whoever may sign other things with this key."""
+    repository = press.repository()
+    digest = repository.manifest("k-2").digest
+    data = json.dumps(
+        json.loads(payload("r/k", digest)) | {"critical": {"image": {"docker-manifest-digest": 5}}}
+    ).encode()
+    repository.push_blob(Digest.of(data), len(data), io.BytesIO(data))
+    manifest = json.loads(repository.manifest(tag_of(digest)).raw)
+    manifest["layers"][0] |= {"digest": Digest.of(data), "size": len(data)}
+    repository.push_manifest(json.dumps(manifest).encode(), MANIFEST, tag_of(digest))
+    refused(press.host(trusted=(key,)), SignatureRefused, "something else")
+
+
+def test_a_manifest_in_place_of_the_index_though_it_is_signed(press: Press, key: Key) -> None:
+    """As `cosign sign --recursive` would sign it."""
+    repository = press.repository()
+    repository.push_manifest(repository.manifest(entries(press.index("k-2"))["amd64"]["digest"]).raw, MANIFEST, "k-2")
+    sign(press, key)
+    refused(press.host(trusted=(key,)), SignatureRefused, "a manifest")
+
+
+def test_another_image_under_the_name(press: Press, key: Key) -> None:
+    """The next registry is asked all the same."""
+    other = press.elsewhere("image")
+    image = Repository(press.world.host, "guest-0")
+    manifest = image.manifest("1")
+    target = other.repository()
+    for part in (manifest.value["config"], *manifest.value["layers"]):
+        data = image.small_blob(Digest.parse(part["digest"]))
+        target.push_blob(Digest.of(data), len(data), io.BytesIO(data))
+    target.push_manifest(manifest.raw, MANIFEST, "k-2")
+    assert press.host(registries=(other.registry, press.registry)).ensure("k-2", "i-2").kernel.version == "k-2"
+    refused(press.host(registries=(other.registry,)), IntegrityError, "k-2")
+
+
+# ── other ways in ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_vms_record_alone_is_no_reason_to_take_what_is_not_signed(press: Press, key: Key) -> None:
+    """It says what the kernel is, and nothing of the modules beside it."""
+    unsigned = press.elsewhere("unsigned")
+    unsigned.publish()
+    record = press.host(trusted=(key,)).ensure("k-2", "i-2").to_dict()
+    host = unsigned.host(trusted=(key,))
+    with pytest.raises(SourceUnavailable, match="is not what it should be"):
+        host.restore(record)
+    assert press.host(trusted=(key,)).restore(record).kernel.sha256 == record["kernel"]["sha256"]
+
+
+def test_what_may_not_be_built_is_not_built_by_restore_either(press: Press, key: Key) -> None:
+    record = press.host(trusted=(key,)).ensure("k-2", "i-2").to_dict()
+    with pytest.raises(SourceUnavailable, match="build = false"):
+        press.host(registries=()).restore(record)
+
+
+def test_what_may_not_be_built_is_not_asked_of_apt(press: Press, key: Key) -> None:
+    with pytest.raises(SourceUnavailable, match=r"versions\.lock"):
+        press.host().ensure("packaged", "modular")
 
 
 # ── who publishes believes the registry no more ──────────────────────────────────────────────────────────────────
@@ -286,11 +358,3 @@ def copy(source: Press, target: Press, digest: str) -> None:
         data = source.blob(part["digest"]).read_bytes()
         target.repository().push_blob(Digest.of(data), len(data), io.BytesIO(data))
     target.repository().push_manifest(manifest.raw, MANIFEST, digest)
-
-
-def _delete(press: Press, digest: str) -> None:
-    import urllib.request
-
-    url = f"http://{press.registry.replace('/', '/v2/', 1)}/kernel/manifests/{Digest.parse(digest)}"
-    with urllib.request.urlopen(urllib.request.Request(url, method="DELETE")) as answer:
-        assert answer.status == 202
