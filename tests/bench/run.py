@@ -33,7 +33,7 @@ from systemfiles.recipes.initrd import InitrdBuild, build_initrd
 
 CHECKOUT = Path(__file__).parent.parent.parent
 PROFILE = "debian"
-TOOLS = ("cpio", "find", "gzip", "sh", *fetches.TOOLS, *guest.TOOLS, *hosts.TOOLS)
+TOOLS = ("cpio", "find", "gzip", "sh", *fetches.TOOLS, *guest.TOOLS)
 HEAVY = ("doit", "elftools", "libarchive", "pydantic", "requests", "tqdm")
 QUICK, SLOW = 15, 7  # rounds
 
