@@ -91,6 +91,10 @@ class Database(ABC):
     def migrating(self) -> contextlib.AbstractContextManager[Any]:
         """A connection of its own for a migration, to a database that is made if it is not there. Raises StoreError."""
 
+    def make_tables(self, connection: Any, script: str) -> bool:
+        """Whether `script` made all tables, in one transaction on a connection of `migrating`, as there were none."""
+        return False
+
     def close(self) -> None:
         """Closes this thread's connection; it is opened again by the next use."""
         with unforked:

@@ -57,6 +57,16 @@ class SQLite(Database):
                 # foreign keys stay off: a migration may build a table anew without losing what refers to it
                 yield connection
 
+    def make_tables(self, connection: sqlite3.Connection, script: str) -> bool:
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            return False
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nCOMMIT;")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        return True
+
     def _create(self) -> None:
         """An empty file that those may write to who may write to its directory, if there is none."""
         if self._target() is not None:

@@ -9,7 +9,7 @@ import pytest
 from systemfiles.recipes.guestconfig import GuestConfig
 
 from .guest import Host, shell
-from .qemu import MACHINES, MICROVM_WITHOUT_ACPI, Q35, Machine, Outcome
+from .qemu import MACHINES, MICROVM_WITHOUT_ACPI, Q35, VIRT_MMIO, Machine, Outcome
 
 pytestmark = pytest.mark.boot
 
@@ -32,6 +32,18 @@ until zombies=$(grep -ls '^State:.Z' /proc/[0-9]*/status); [ -z "$zombies" ] || 
 done
 echo "zombies: $zombies"
 kill -KILL $$
+"""
+TOGETHER = """
+round=0 int=0 term=0 left=1
+trap 'int=$((int + 1))' INT
+trap 'term=$((term + 1))' TERM
+while [ $round -lt 60 ] && [ $left -gt 0 ]; do
+    round=$((round + 1)) left=100
+    kill -INT 1
+    kill -TERM 1
+    until [ $int -ge $round ] && [ $term -ge $round ] || [ $((left -= 1)) -eq 0 ]; do sleep 0.02; done
+done
+echo "rounds $round, INT $int, TERM $term"
 """
 
 
@@ -116,6 +128,13 @@ def test_it_may_end_when_it_is_asked_to(host: Host) -> None:
     outcome = host.run(Q35, shell("trap 'exit 7' TERM; kill -TERM 1; while :; do sleep 0.1; done"))
     assert outcome.exit == 7, outcome.console
     assert outcome.clean
+
+
+def test_signals_that_come_at_the_same_time_all_reach_it(host: Host) -> None:
+    """Again and again, on the machine where init takes longest to look after one of them."""
+    outcome = host.run(VIRT_MMIO, shell(TOGETHER))
+    assert "rounds 60, INT 60, TERM 60" in outcome.lines, outcome.console
+    assert outcome.exit == 0
 
 
 @pytest.mark.parametrize(("signal", "number"), [("SIGQUIT", 3), ("RTMIN+3", 37)])

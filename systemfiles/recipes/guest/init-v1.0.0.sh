@@ -381,8 +381,9 @@ forward() {
     while ! [ -s /run/entrypoint ] && kill -0 "$reader" 2>/dev/null; do
         sleep 0.02
     done
-    read -r pid stop 2>/dev/null </run/entrypoint || return
-    [ "$1" != TERM ] || set -- "${stop:-TERM}"
+    # no status decides anything here: ash may run another trap in between, which changes it
+    read -r pid stop 2>/dev/null </run/entrypoint
+    case $1 in TERM) set -- "${stop:-TERM}" ;; esac
     kill -s "$1" "$pid" 2>/dev/null
 }
 

@@ -65,6 +65,26 @@ def test_nothing_becomes_this_releases_schema(empty: Base) -> None:
     assert empty.sql("SELECT version_num FROM alembic_version") == [(HEAD,)]
 
 
+def test_the_tables_of_a_new_file_are_those_that_the_migrations_make(tmp_path: Path, migrations: Path) -> None:
+    made = []
+    for name, given in (("tables", {}), ("migrations", {"migrations": migrations})):
+        base = Base("sqlite", f"sqlite:///{tmp_path}/{name}.sqlite")
+        upgrade(base.open(), **given)
+        rows = base.sql("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY type, name")
+        made.append([(*row[:3], " ".join(str(row[3]).split()).replace("( ", "(")) for row in rows])
+        assert base.sql("SELECT version_num FROM alembic_version") == [(HEAD,)]
+    assert made[0] == made[1]
+
+
+def test_a_new_host_imports_no_alembic(tmp_path: Path) -> None:
+    script = (
+        "import sys; from systemfiles import SystemFiles; SystemFiles(sys.argv[1]).holdings.registry.store_id; "
+        "assert not {'alembic', 'sqlalchemy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], cwd=CHECKOUT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def together(script: str, *arguments: str | Path) -> list[str]:
     """What eight processes print that run this at one moment, each with a name of its own as the first argument."""
     prelude = """
@@ -141,9 +161,10 @@ def test_threads_that_open_data_directories_at_once_get_one_each(tmp_path: Path)
         assert each.leases.acquire(["a"], "vm-1", now=1000).asset_ids == ("a",)
 
 
-def test_a_process_that_is_killed_while_it_migrates_leaves_nothing_of_it(empty: Base) -> None:
+def test_a_process_that_is_killed_while_it_migrates_leaves_nothing_of_it(empty: Base, migrations: Path) -> None:
     script = """
 import os, signal, sys
+from pathlib import Path
 from systemfiles.registry.schema import upgrade
 from tests.contract.registry.support import Base
 database = Base(*sys.argv[1:3]).open()
@@ -157,10 +178,10 @@ def execute(statement):
     if count == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
 alembic.op.execute = execute
-upgrade(database)
+upgrade(database, migrations=Path(sys.argv[4]))
 """
     for after in (1, 5, 12):
-        done = python(script, empty.kind, empty.url, str(after))
+        done = python(script, empty.kind, empty.url, str(after), str(migrations))
         assert done.returncode == -9, done.stderr
         assert tables(empty) == set()
         assert empty.open().schema() is None
