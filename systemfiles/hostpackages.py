@@ -26,6 +26,7 @@ TESTS = {
     "e2fsprogs": "an independent reader of ext4 disks",
     "erofs-utils": "an independent reader of EROFS disks",
     "flex": "for compiling a kernel",
+    "git": "what says which commit a release is of",
     "gcc": "compiles a kernel with everything built in, for machines that Debian's does not know",
     "libarchive-tools": "bsdtar, another independent reader",
     "libc6-dev": "for compiling a kernel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
+_MNT_DETACH = 2  # linux/fs.h
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18  # linux/mount.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -34,6 +36,8 @@ def on_small_disk(place: Path, size: int, body: Callable[[], None]) -> None:
             sys.stderr.flush()
             os._exit(status)
     _, status = os.waitpid(child, 0)
+    if place.is_mount():
+        _require(_LIBC.umount2(os.fsencode(place), _MNT_DETACH))
     assert os.waitstatus_to_exitcode(status) == 0, "what failed is on stderr"
 
 
@@ -43,7 +47,9 @@ def _mount(place: Path, size: int) -> None:
     if user:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
             Path("/proc/self", name).write_text(text)
-    _require(_LIBC.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
+    # in a chroot, / is no mount; others may see ours then, until it is taken away again
+    private = _LIBC.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None) == 0
+    _require(0 if private or ctypes.get_errno() == errno.EINVAL else -1)
     _require(_LIBC.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"size=%d" % size))
 
 

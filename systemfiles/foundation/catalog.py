@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StringConstraints,
     ValidationError,
     field_validator,
@@ -173,7 +174,7 @@ class Catalog(CatalogModel):
     initrd: dict[VersionName, Initrd] = {}
     mirrors: dict[str, tuple[str, ...]] = {}
     registries: tuple[Registry, ...] = ()
-    build: bool | None = None
+    build: StrictBool | None = None
     """Whether what no registry has is fetched from its origin and built here; None is yes."""
     trust: Trust | None = None
     retention: Retention | None = None

@@ -75,8 +75,8 @@ class Provisioner:
         # what is here counts whatever the catalog says: a version that a newer one dropped is still provided
         if arch in pinned.get(name, {}) or self.store.holds(kind, name, arch):
             return
-        if entry is None and self._catalog.registries:
-            return  # which may have it
+        if entry is None and (self._catalog.registries or not self.builds):
+            return  # a registry may have it, or it is told that there is none
         if entry is not None:
             self._catalog.find_kernel(name, arch)
         there = [version for version, found in self.store.artifacts.versions(kind) if found is arch]

@@ -93,13 +93,15 @@ class Published:
             try:
                 artifact = self._take(f"{registry}/{kind}:{version}", wanted)
             except (IntegrityError, InvalidKernel) as error:
-                wrong = error
-                log.warning("%s is not taken from %s: %s", wanted, registry, error)
+                wrong = wrong or error
+                tried.append((registry, error.summary))
             except SourceUnavailable as error:
                 tried += error.tried
             except SourceError as error:
                 tried.append((registry, error.summary))
             else:
+                if tried:
+                    log.warning("%s came from %s; before that, %s", wanted, registry, _told(tried))
                 size = sum(facts.size for facts in artifact.files.values())
                 return Made(artifact, f"{human_size(size)} fetched from {registry}")
         if wrong is not None or wanted.refused:
@@ -108,7 +110,7 @@ class Published:
             hint = _NOT_BUILT if tried else _NO_REGISTRY
             raise SourceUnavailable(str(wanted), tried=tried or [("registries", "none is configured")], hint=hint)
         if tried:
-            log.warning("no registry has %s: %s", wanted, "; ".join(f"{where}: {why}" for where, why in tried))
+            log.warning("no registry has %s: %s", wanted, _told(tried))
         return None
 
     def recover(
@@ -218,6 +220,10 @@ class Published:
                 raise SignatureRefused(
                     subject, expected=f"the {name} that its index promises", got="none", consequence=_REFUSED
                 )
+
+
+def _told(tried: list[tuple[str, str]]) -> str:
+    return "; ".join(f"{where}: {why}" for where, why in tried)
 
 
 def _require_wanted(reference: str, record: Mapping[str, Any], wanted: _Wanted) -> None:

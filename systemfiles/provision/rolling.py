@@ -91,9 +91,7 @@ class Rolling:
         names, packages = self.missing(kernels, initrds, arch)
         if not names and not packages:
             return ()
-        if self._catalog.build is False:
-            tried = [("versions.lock", "does not say what that is")]
-            raise SourceUnavailable(" and ".join([*names, *packages]), tried=tried, wanted="told", hint=NO_LOCK)
+        self._require_builds([*names, *packages])
         with self.asking():
             # whoever waited here finds what the other one has settled
             names, packages = self.missing(kernels, initrds, arch)
@@ -101,6 +99,12 @@ class Rolling:
                 return ()
             resolved, _ = self._ask(names, packages, arch)
             return self.settle(resolved, arch)
+
+    def _require_builds(self, names: list[str]) -> None:
+        """A host that builds nothing is told what rolling names are by the release that it takes. Raises."""
+        if self._catalog.build is False:
+            tried = [("versions.lock", "only the one of a release says that here (build = false)")]
+            raise SourceUnavailable(" and ".join(names), tried=tried, wanted="told", hint=NO_LOCK)
 
     def asking(self) -> AbstractContextManager[None]:
         """The lock under which apt is asked and names are moved to what it said. Raises LockTimeout."""
@@ -114,6 +118,7 @@ class Rolling:
         names, packages = self._rolling_kernels(kernels), self._busybox_packages(initrds)
         if not names and not packages:
             return Resolved({}, {})
+        self._require_builds([*names, *packages])
         resolved, failed = self._ask(names, packages, arch)
         moves = self._moves(resolved, self.read(), arch)
         if failed and any(move.before for move in moves):

@@ -60,7 +60,7 @@ def test_the_wheel_carries_all_that_is_needed_and_nothing_else(installed: Instal
     assert len(top) == 2
     assert {name for name in top if not name.endswith(".dist-info")} == {"systemfiles"}
     kinds = {Path(name).suffix for name in names if name.startswith("systemfiles/")}
-    assert kinds == {".py", ".sh", ".toml", ".typed"}
+    assert kinds == {".py", ".sh", ".sql", ".toml", ".typed"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
