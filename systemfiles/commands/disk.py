@@ -52,6 +52,9 @@ def run(options: argparse.Namespace) -> int:
     from systemfiles.foundation.progress import ProgressBars
     from systemfiles.foundation.units import human_size
 
+    if not options.file.parent.is_dir():
+        msg = f"{options.file.parent} is not a directory"
+        raise UsageError(msg, hint="make it first, if that is where the disk should be")
     bars = ProgressBars()
     try:
         options.make(options, bars)

@@ -17,13 +17,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     acquire = actions.add_parser("acquire", help="hold a kernel and an initrd, and print the lease and their paths")
     acquire.add_argument("--holder", required=True, help="who holds them, such as a VM's name")
-    _add_ttl(acquire)
+    acquire.add_argument("--ttl", type=int, metavar="SECONDS", help="when it ends by itself (default: never)")
     add_names(acquire)
     acquire.set_defaults(act=_acquire)
 
     renew = actions.add_parser("renew", help="let a lease end later")
     renew.add_argument("lease", metavar="LEASE", help="its id")
-    _add_ttl(renew)
+    renew.add_argument("--ttl", type=int, metavar="SECONDS", required=True, help="when it ends by itself, from now")
     renew.set_defaults(act=_renew)
 
     release = actions.add_parser("release", help="end a lease, or all of a holder")
@@ -42,10 +42,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     options.act(options)
     return 0
-
-
-def _add_ttl(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ttl", type=int, metavar="SECONDS", help="when it ends by itself (default: never)")
 
 
 def _acquire(options: argparse.Namespace) -> None:

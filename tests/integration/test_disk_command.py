@@ -134,6 +134,11 @@ def test_a_size_that_is_none_is_refused_and_nothing_is_made(data_dir: Path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_mistyped_directory_is_not_made(tmp_path: Path) -> None:
+    refused(disk("overlay", tmp_path / "none" / "disk", "--size", "64M"), "is not a directory")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_an_image_that_is_not_there_is_told_with_what_to_do(tmp_path: Path) -> None:
     for words in (["rootfs", "nginx"], ["config", "--image", "nginx"]):
         done = disk(words[0], "--data-dir", tmp_path / "data", *words[1:], tmp_path / "disk")
