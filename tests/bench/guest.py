@@ -26,7 +26,9 @@ MOST_BYTES = 1_450_000
 
 def rows(work: Path, environ: Mapping[str, str]) -> Iterator[Row]:
     """Sizes, forks and times; `work` is a directory for what that needs."""
-    data_dir = work / "guests"
+    work = work / "guest"
+    work.mkdir()
+    data_dir = work / "data"
     words = [sys.executable, "-m", "doit", "profile=debian", f"arch={','.join(ARCHES)}", f"data_dir={data_dir}"]
     process(words, environ, cwd=CHECKOUT)()
     provisioned = Provisioned(data_dir)

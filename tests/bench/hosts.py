@@ -7,6 +7,7 @@ with signatures and documents where these are asked for; each time it is a new h
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from measure import Row, Seconds, Timed, alternate, compared
 
@@ -42,6 +44,17 @@ _ALTERNATIVE = "skopeo copy, the same files"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _COPY = ("skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--src-tls-verify=false")
 
+_SERVICE = """
+import sys
+from systemfiles import SystemFiles
+place, catalog, *pair = sys.argv[1:]
+SystemFiles(f"{place}-before", catalog=catalog).ensure(*pair)
+print("ready", flush=True)
+sys.stdin.readline()
+SystemFiles(place, catalog=catalog).ensure(*pair)
+print("done", flush=True)
+"""
+
 Words = Callable[[Path], Sequence[str | Path]]
 
 
@@ -61,12 +74,14 @@ def rows(work: Path, environ: Mapping[str, str], kernel: Path) -> Iterator[Row]:
             for catalog, trust in ((open_, ""), (careful, ", signed")):
                 cost = alternate(_in_service(within, catalog, pair), theirs(1), rounds=ROUNDS)
                 yield compared(f"{what}{trust}, in a service", cost, _ALTERNATIVE, most=1)
+            sample = "" if AT_ONCE == FLEET else f" (SYSTEMFILES_TEST_FULL=1: {FLEET})"
+            alternative = f"{AT_ONCE} of skopeo copy{sample}"
+            cost = alternate(_services(within, careful, pair, environ), theirs(AT_ONCE), rounds=FEW)
+            yield compared(f"{AT_ONCE} services told at once", cost, alternative, most=1.5)
             ours = _at_once(within, partial(_fetch, careful, pair), environ)
             cost = alternate(ours(1), theirs(1), rounds=ROUNDS)
             yield compared(f"{what}, signed, a process", cost, _ALTERNATIVE, most=1)
             cost = alternate(ours(AT_ONCE), theirs(AT_ONCE), rounds=FEW)
-            sample = "" if AT_ONCE == FLEET else f" (SYSTEMFILES_TEST_FULL=1: {FLEET})"
-            alternative = f"{AT_ONCE} of skopeo copy{sample}"
             yield compared(f"{AT_ONCE} such processes at once", cost, alternative, most=1.5)
 
 
@@ -124,6 +139,37 @@ def _in_service(within: Path, catalog: Path, pair: Sequence[str]) -> Timed:
             return time.perf_counter() - start
 
     return run
+
+
+def _services(within: Path, catalog: Path, pair: Sequence[str], environ: Mapping[str, str]) -> Timed:
+    """Services of so many hosts, which have done it before: from when they are told until the last one has it."""
+
+    def run() -> Seconds:
+        with tempfile.TemporaryDirectory(dir=within) as name, contextlib.ExitStack() as stack:
+            services = []
+            for number in range(AT_ONCE):
+                words = [sys.executable, "-c", _SERVICE, str(Path(name, str(number))), str(catalog), *pair]
+                service = subprocess.Popen(words, env=environ, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                services.append(stack.enter_context(service))
+                assert _out(services[-1]).readline() == "ready\n"
+            start = time.perf_counter()
+            for service in services:
+                _in(service).write("now\n")
+                _in(service).flush()
+            assert [_out(service).readline() for service in services] == ["done\n"] * AT_ONCE
+            return time.perf_counter() - start
+
+    return run
+
+
+def _in(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdin
+    return process.stdin
+
+
+def _out(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout
+    return process.stdout
 
 
 def _at_once(within: Path, words: Words, environ: Mapping[str, str]) -> Callable[[int], Timed]:
