@@ -17,6 +17,7 @@ from systemfiles.foundation.errors import InvalidDigest, StoreError
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 IMAGE_CONFIG = "application/vnd.oci.image.config.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
+BLOB = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,11 @@ The same record and files make the same bytes wherever that is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from systemfiles.content.artifacts import RECORD
 from systemfiles.content.descriptors import (
+    BLOB,
     IMAGE_CONFIG,
     INDEX,
     MANIFEST,
@@ -38,9 +39,24 @@ VERSION = "org.opencontainers.image.version"
 EMPTY = b"{}"
 """What stands for a config that there is none of (image-spec, manifest.md, "Guidance for an Empty Descriptor")."""
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
-HOST_FACTS = ("created_at", "created_by")
-DOCUMENTS = {"sbom.cdx.json": "io.systemfiles.sbom", "provenance.json": "io.systemfiles.provenance"}
-"""What is published about each manifest, and the annotation on its entry in the index that is the referrer's digest."""
+_HOST_FACTS = ("created_at", "created_by")
+
+
+class Document(NamedTuple):
+    """A kind of document that is published about each manifest.
+
+    `file` is its name beside the artifact's files, `media_type` as IANA has it, `annotation` what is on the manifest's
+    entry in the index: the digest of the referrer.
+    """
+
+    file: str
+    media_type: str
+    annotation: str
+
+
+SBOM: Final = Document("sbom.cdx.json", "application/vnd.cyclonedx+json", "io.systemfiles.sbom")
+PROVENANCE: Final = Document("provenance.json", "application/vnd.in-toto+json", "io.systemfiles.provenance")
+DOCUMENTS: Final = (SBOM, PROVENANCE)
 
 
 class Packed(NamedTuple):
@@ -57,9 +73,14 @@ def artifact_type(kind: str) -> str:
     return f"application/vnd.systemfiles.{kind}.v1"
 
 
+def without_host_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without when and by what it was made, which is of one host."""
+    return {key: value for key, value in record.items() if key not in _HOST_FACTS}
+
+
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without what is of the host it was made on: when, by whom, and how that may fetch from an origin."""
-    public: dict[str, Any] = public_urls({key: value for key, value in record.items() if key not in HOST_FACTS})
+    """A record without what is of one host: when and by what it was made, and how that may fetch from an origin."""
+    public: dict[str, Any] = public_urls(without_host_facts(record))
     return public
 
 
@@ -71,6 +92,14 @@ def public_urls(value: Any) -> Any:
     if isinstance(url := public.get("url"), str):
         public["url"] = public_url(url) or url
     return public
+
+
+def blobs_of(record: Mapping[str, Any]) -> dict[str, Descriptor]:
+    """What points to the files on record, by name, wherever they are kept as blobs."""
+    return {
+        name: Descriptor(BLOB, Digest.from_hex(facts["sha256"]), facts["size"])
+        for name, facts in record["files"].items()
+    }
 
 
 def pack(record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> Packed:
@@ -106,14 +135,14 @@ def pack_index(kind: str, version: str, manifests: Mapping[Arch, Descriptor]) ->
     )
 
 
-def pack_document(name: str, media_type: str, data: bytes, subject: Descriptor) -> bytes:
+def pack_document(document: Document, data: bytes, subject: Descriptor) -> bytes:
     """The manifest of a document that refers to the manifest `subject`, of which it tells something."""
     value = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "artifactType": media_type,
+        "artifactType": document.media_type,
         "config": descriptor_of(EMPTY, EMPTY_TYPE).to_json(),
-        "layers": [descriptor_of(data, media_type, {TITLE: name}).to_json()],
+        "layers": [descriptor_of(data, document.media_type, {TITLE: document.file}).to_json()],
         "subject": subject.to_json(),
     }
     return canonical(value)

@@ -15,9 +15,8 @@ from typing import Any
 from systemfiles.content.artifacts import ARCHES, RECORD, Artifact, Artifacts, boot_file, parse_record
 from systemfiles.content.descriptors import IMAGE_CONFIG, MANIFEST, Descriptor
 from systemfiles.content.layout import LARGEST_JSON, Layout
-from systemfiles.content.packaging import TITLE, pack
+from systemfiles.content.packaging import TITLE, blobs_of, pack
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
     DigestMismatch,
     IntegrityError,
@@ -244,14 +243,12 @@ class Store:
 
     def _reassert(self, artifact: Artifact) -> None:
         self.artifacts.check(artifact, *artifact.files)
-        files = {}
-        for name, facts in artifact.files.items():
-            digest = Digest.from_hex(facts.sha256)
-            self.layout.note(digest)
-            if not self.layout.blob(digest).exists():
+        files = blobs_of(artifact.record)
+        for name, file in files.items():
+            self.layout.note(file.digest)
+            if not self.layout.blob(file.digest).exists():
                 self.layout.create()
-                link_or_copy(artifact.directory / name, self.layout.blob(digest), scratch=self._paths.tmp)
-            files[name] = Descriptor("application/octet-stream", digest, facts.size)
+                link_or_copy(artifact.directory / name, self.layout.blob(file.digest), scratch=self._paths.tmp)
         self._name(artifact.record, files)
 
     def _name(self, record: Mapping[str, Any], files: Mapping[str, Descriptor]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from systemfiles.content.artifacts import MODULES, Artifact, boot_file, fits
+from systemfiles.content.descriptors import BLOB
 from systemfiles.content.store import changes
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import AptBusybox
@@ -30,7 +31,7 @@ from systemfiles.foundation.units import human_size
 from systemfiles.provision.images import Images
 from systemfiles.provision.published import Published
 from systemfiles.provision.rolling import NO_LOCK
-from systemfiles.provision.site import BLOB, RECOVERED, Made, Site, new_record
+from systemfiles.provision.site import RECOVERED, Made, Site, new_record
 from systemfiles.recipes.initrd import InitrdBuild, build_initrd, initrd_inputs
 
 _CONTENT = re.compile(r"-([0-9a-f]{12})$")  # of a version that is named by its content

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from systemfiles.content.artifacts import MODULES, Artifact, boot_file
+from systemfiles.content.descriptors import BLOB
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import KernelFile
 from systemfiles.foundation.digest import CHUNK, Digest
@@ -19,7 +20,7 @@ from systemfiles.foundation.lockfile import PackagePin
 from systemfiles.foundation.paths import KERNEL, check_version
 from systemfiles.foundation.units import human_size
 from systemfiles.provision.published import Published
-from systemfiles.provision.site import BLOB, FORGOTTEN, MIRRORS, RECOVERED, Made, Site, new_record
+from systemfiles.provision.site import FORGOTTEN, MIRRORS, RECOVERED, Made, Site, new_record
 from systemfiles.recipes.kernel import KernelBuild, build_kernel
 
 

@@ -200,16 +200,14 @@ class Published:
 
     def _require_documents(self, repository: Repository, entry: Mapping[str, Any], subject: str) -> None:
         """Refuses a version whose documents, of which its index tells, are not there any more."""
-        from systemfiles.sources.transport import Answered, Unreachable
+        from systemfiles.sources.transport import Answered
 
         notes = entry.get("annotations")
-        for name, annotation in DOCUMENTS.items():
+        for document in DOCUMENTS:
             try:
-                promised = Digest.parse(str(notes.get(annotation) if isinstance(notes, dict) else None))
-                (document,) = repository.manifest(promised).value["layers"]
-                there = repository.has_blob(Digest.parse(document["digest"]))
-            except SourceUnavailable as error:
-                raise Unreachable(error.summary) from error  # as what else is asked for: the next mirror may have it
+                promised = Digest.parse(str(notes.get(document.annotation) if isinstance(notes, dict) else None))
+                (content,) = repository.manifest(promised).value["layers"]
+                there = repository.has_blob(Digest.parse(content["digest"]))
             except Answered as error:
                 if error.status != 404:
                     raise
@@ -218,7 +216,7 @@ class Published:
                 there = False
             if not there:
                 raise SignatureRefused(
-                    subject, expected=f"the {name} that its index promises", got="none", consequence=_REFUSED
+                    subject, expected=f"the {document.file} that its index promises", got="none", consequence=_REFUSED
                 )
 
 

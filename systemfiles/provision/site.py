@@ -22,7 +22,6 @@ from systemfiles.provision.rolling import Rolling
 
 log = logging.getLogger(__name__)
 
-BLOB = "application/octet-stream"
 RECOVERED = "written again from the content store"
 MIRRORS = (
     "use a mirror ([mirrors] in versions.toml or $SYSTEMFILES_MIRRORS), or another profile, such as profile=debian"

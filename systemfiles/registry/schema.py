@@ -1,8 +1,8 @@
 """The version of the registry's schema, and how an older one becomes this release's.
 
 The version is alembic's: one row in the table alembic_version. It is compared at the first use; alembic itself, which
-takes 0.4 s to import, is only used where something is to change. migrations/versions has a file for each version, and
-migrations/sqlite.sql what all of them make of nothing in SQLite.
+takes 0.4 s to import, is only used where something is to change. migrations/versions has a file for each version; of
+the first, the statements stand alone, so that a new host needs no alembic.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ HEAD = "0001"
 
 _alone = threading.Lock()  # alembic keeps what it is at in a global variable
 _MIGRATIONS = Path(__file__).parent / "migrations"
-_TABLES = _MIGRATIONS / "sqlite.sql"
-"""With it a new host needs no alembic."""
+_TABLES = _MIGRATIONS / "versions" / "0001_assets.sql"
+_STAMP = f"""
+CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL,
+    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+INSERT INTO alembic_version VALUES ('{HEAD}');
+"""
 
 
 def is_current(database: Database, head: str = HEAD) -> bool:
@@ -36,7 +42,7 @@ def is_current(database: Database, head: str = HEAD) -> bool:
 def upgrade(database: Database, *, migrations: Path = _MIGRATIONS) -> None:
     """Brings the schema, or nothing yet, to the last of `migrations`: wholly, or not at all. Raises StoreError."""
     with database.migrating() as connection, _alone:
-        if migrations != _MIGRATIONS or not database.make_tables(connection, _TABLES.read_text()):
+        if migrations != _MIGRATIONS or not database.make_tables(connection, f"{_TABLES.read_text()}{_STAMP}"):
             _run(database, connection, migrations)
 
 

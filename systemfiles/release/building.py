@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from systemfiles.content.artifacts import Artifact, Artifacts
 from systemfiles.content.descriptors import canonical
-from systemfiles.content.packaging import HOST_FACTS, public_urls
+from systemfiles.content.packaging import public_urls, without_host_facts
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import Catalog
 from systemfiles.foundation.digest import hash_file
@@ -169,7 +169,7 @@ def _require_equal(one: Artifact, other: Artifact) -> None:
             if filecmp.cmp(*pair, shallow=False):
                 continue
         _differ(f"{name} of {subject}", *(hash_file(path)[0] if path.exists() else "none" for path in pair))
-    records = [{key: each.record[key] for key in each.record if key not in HOST_FACTS} for each in (one, other)]
+    records = [without_host_facts(each.record) for each in (one, other)]
     if records[0] != records[1]:
         _differ(f"the record of {subject}", *records)
 

@@ -22,12 +22,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from systemfiles.content.artifacts import RECORD, Artifact, artifact_of, listed, parse_record
-from systemfiles.content.packaging import public_record
+from systemfiles.content.packaging import Document, public_record
 from systemfiles.foundation.digest import hash_file
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, UsageError
 from systemfiles.foundation.files import link_or_copy, make_dirs, storing, write_file
 from systemfiles.foundation.paths import KINDS
-from systemfiles.release.documents import Document
 
 SUMS = "SHA256SUMS"
 LOCK = "versions.lock"
@@ -73,18 +72,20 @@ def read_dist(dist: Path) -> tuple[Artifact, ...]:
             got = hash_file(dist / name)[0].hex
         if got != sha256:
             raise DigestMismatch(dist / name, expected=sha256, got=got, consequence=_REFUSED)
-    return tuple(_artifact(path) for kind in KINDS for path in listed(dist / kind, f"*/*/{RECORD}"))
+    return tuple(_artifact(dist, path, told) for kind in KINDS for path in listed(dist / kind, f"*/*/{RECORD}"))
 
 
-def _artifact(path: Path) -> Artifact:
+def _artifact(dist: Path, path: Path, told: Mapping[str, str]) -> Artifact:
+    """What the record at `path` is of, if it says of the files what SHA256SUMS has `told` of them."""
     record = parse_record(path.read_bytes(), path)
     said = (record["kind"], record["version"], record["arch"])
     if said != (place := path.parent.parts[-3:]):
         raise IntegrityError(path, expected=" ".join(place), got=" ".join(said), consequence=_REFUSED)
     artifact = artifact_of(record, path.parent)
     for name, facts in artifact.files.items():
-        if (got := hash_file(path.parent / name)[0].hex) != facts.sha256:
-            raise DigestMismatch(path.parent / name, expected=facts.sha256, got=got, consequence=_REFUSED)
+        file = path.parent / name
+        if (got := told.get(file.relative_to(dist).as_posix())) != facts.sha256:
+            raise DigestMismatch(file, expected=facts.sha256, got=got, consequence=_REFUSED)
     return artifact
 
 

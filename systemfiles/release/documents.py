@@ -1,28 +1,13 @@
-"""The documents that go with an artifact: what they are called as files and as referrers.
-
-Importing this is cheap; what writes a document comes with the extra `release`, and hosts that only fetch have none.
-"""
+"""The documents that go with an artifact (see content/packaging.py), written by what comes with the extra `release`."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Final, NamedTuple
 
 from systemfiles.content.artifacts import Artifact
+from systemfiles.content.packaging import PROVENANCE, SBOM, Document
 from systemfiles.foundation.errors import ToolMissing
-
-
-class Document(NamedTuple):
-    """A kind of document: its file name beside an artifact's files, and its media type (IANA)."""
-
-    file: str
-    media_type: str
-
-
-SBOM: Final = Document("sbom.cdx.json", "application/vnd.cyclonedx+json")
-PROVENANCE: Final = Document("provenance.json", "application/vnd.in-toto+json")
-DOCUMENTS: Final = (SBOM, PROVENANCE)
 
 
 def require_origin(*, builder: str, when: int, source: str | None) -> None:

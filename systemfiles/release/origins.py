@@ -30,7 +30,6 @@ BUSYBOX = "busybox"
 INIT = "init"
 
 _RELEASE_OF_DEBIAN = re.compile(r"[+~](?:deb|bpo)(?P<number>[1-9][0-9]*)")
-_FETCHED_BY = ("http", "https")
 
 
 class Origin(NamedTuple):

@@ -28,21 +28,27 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.content.descriptors import IMAGE_CONFIG, INDEX, MANIFEST, Descriptor, canonical
-from systemfiles.content.packaging import DOCUMENTS, EMPTY, Packed, descriptor_of, pack, pack_document, pack_index
+from systemfiles.content.packaging import (
+    DOCUMENTS,
+    EMPTY,
+    Packed,
+    blobs_of,
+    descriptor_of,
+    pack,
+    pack_document,
+    pack_index,
+)
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
     DigestMismatch,
     InvalidDigest,
     SignatureRefused,
-    SourceRefused,
-    SourceUnavailable,
     UsageError,
     VersionConflict,
 )
 from systemfiles.foundation.manifests import Manifest
 from systemfiles.foundation.progress import Progress, silent
-from systemfiles.release.documents import DOCUMENTS as KINDS_OF_DOCUMENT
 from systemfiles.sources.oci import Reference, Repository
 from systemfiles.sources.signatures import (
     KEY_ID,
@@ -55,11 +61,9 @@ from systemfiles.sources.signatures import (
     signed_digest,
     tag_of,
 )
-from systemfiles.sources.transport import Answered, Interrupted, Unreachable
+from systemfiles.sources.transport import Answered
 
 T = TypeVar("T")
-
-_BLOB = "application/octet-stream"
 
 
 class Publication(NamedTuple):
@@ -104,7 +108,7 @@ class _Publishing:
         there = self._find(self._version)
         published = known = _entries(there)
         mine: dict[Arch, tuple[Artifact, Packed]] = {
-            artifact.arch: (artifact, pack(artifact.record, _files(artifact))) for artifact in artifacts
+            artifact.arch: (artifact, pack(artifact.record, blobs_of(artifact.record))) for artifact in artifacts
         }
         for arch, (_, packed) in mine.items():
             if arch in known and (theirs := known[arch].digest) != packed.target.digest:
@@ -132,14 +136,15 @@ class _Publishing:
 
     def _has_all(self, entry: Descriptor) -> bool:
         """Whether all that was published for one architecture is there still."""
-        promised = [entry.digest, *(entry.annotations.get(note) for note in DOCUMENTS.values())]
+        promised = [entry.digest, *(entry.annotations.get(document.annotation) for document in DOCUMENTS)]
         for digest in promised:
             manifest = self._find(Digest.parse(digest)) if digest else None
             if manifest is None:
                 return False
-            parts = [manifest.value.get("config"), *manifest.value["layers"]]
-            if not all(self._repository.has_blob(Descriptor.from_json(part).digest) for part in parts):
-                return False
+            for part in (manifest.value.get("config"), *manifest.value["layers"]):
+                blob = Descriptor.from_json(part).digest
+                if not self._ask(blob, partial(self._repository.has_blob, blob)):
+                    return False
         return True
 
     def _require_all(self, digest: Digest, others: Iterable[Arch]) -> None:
@@ -162,14 +167,14 @@ class _Publishing:
         self._push_bytes(packed.record)
         self._push_bytes(packed.config)
         self._push_manifest(packed.manifest, MANIFEST)
+        self._push_bytes(EMPTY)  # the config of what refers to it
         notes = {}
-        for document in KINDS_OF_DOCUMENT:
+        for document in DOCUMENTS:
             data = (artifact.directory / document.file).read_bytes()
-            referrer = pack_document(document.file, document.media_type, data, packed.target)
-            self._push_bytes(EMPTY)
             self._push_bytes(data)
+            referrer = pack_document(document, data, packed.target)
             listed = {**descriptor_of(referrer, MANIFEST).to_json(), "artifactType": document.media_type}
-            notes[DOCUMENTS[document.file]] = str(self._repository.attach(referrer, packed.target.digest, listed))
+            notes[document.annotation] = str(self._repository.attach(referrer, packed.target.digest, listed))
         return replace(packed.target, annotations=notes)
 
     def _sign(self, digest: Digest, keys: Sequence[PrivateKey]) -> tuple[str, ...]:
@@ -217,35 +222,32 @@ class _Publishing:
         return signed_digest(data) == digest and key.made(signature, data)
 
     def _find(self, target: str) -> Manifest | None:
-        """What a tag or digest names, None when there is no such thing. Raises SourceRefused, SourceUnavailable."""
+        """What a tag or digest names; see `_ask`."""
         return self._ask(target, partial(self._repository.manifest, target))
 
     def _ask(self, what: str, ask: Callable[[], T]) -> T | None:
-        try:
-            return ask()
-        except Answered as error:
-            if error.status == 404:
+        """What `ask` gives, None when the registry has no such thing. Raises SourceRefused, SourceUnavailable."""
+        with self._repository.insisting(what):
+            try:
+                return ask()
+            except Answered as error:
+                if error.status != 404:
+                    raise
                 return None
-            raise SourceRefused(self._repository.name, f"{what}: it answers {error}") from error
-        except (Interrupted, Unreachable) as error:
-            raise SourceUnavailable(self._repository.name, tried=[(what, str(error))], wanted="reached") from error
 
     def _push_bytes(self, data: bytes) -> None:
         self._push_blob(Digest.of(data), len(data), io.BytesIO(data), "")
 
     def _push_blob(self, digest: Digest, size: int, content: BinaryIO, subject: str) -> None:
-        if self._repository.has_blob(digest):
-            return
         if subject:
             self._progress(subject, 0, size)
-        self._repository.push_blob(digest, size, content)
+        self._pushed += self._repository.push_blob(digest, size, content)
         if subject:
             self._progress(subject, size, size)
-        self._pushed += 1
 
     def _push_manifest(self, data: bytes, media_type: str) -> Digest:
         digest = Digest.of(data)
-        if not self._repository.has_manifest(digest):
+        if not self._ask(digest, partial(self._repository.has_manifest, digest)):
             self._repository.push_manifest(data, media_type, digest)
             self._pushed += 1
         return digest
@@ -254,12 +256,6 @@ class _Publishing:
 def read_keys(paths: Iterable[Path]) -> list[PrivateKey]:
     """The keys to sign with. Raises UsageError, ToolMissing."""
     return [PrivateKey.read(path) for path in paths]
-
-
-def _files(artifact: Artifact) -> dict[str, Descriptor]:
-    return {
-        name: Descriptor(_BLOB, Digest.from_hex(facts.sha256), facts.size) for name, facts in artifact.files.items()
-    }
 
 
 def _entries(index: Manifest | None) -> dict[Arch, Descriptor]:

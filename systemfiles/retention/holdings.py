@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 
 from systemfiles.content.artifacts import Artifact, Artifacts
-from systemfiles.content.packaging import HOST_FACTS
+from systemfiles.content.packaging import without_host_facts
 from systemfiles.content.store import Store
 from systemfiles.foundation.errors import LeaseNotFound, SnapshotMismatch, StoreError, UsageError
 from systemfiles.foundation.lock import Timeout
@@ -142,8 +142,8 @@ class Holdings:
 
 def _pinned(artifact: Artifact) -> PinnedFile:
     facts = artifact.files[artifact.file]
-    record = {key: value for key, value in artifact.record.items() if key not in HOST_FACTS}
-    content = artifact.record["content_sha256"] if artifact.kind == INITRD else None
+    record = without_host_facts(artifact.record)
+    content = record["content_sha256"] if artifact.kind == INITRD else None
     return PinnedFile(artifact.kind, artifact.version, artifact.arch, facts.sha256, facts.size, record, content)
 
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from systemfiles.content.artifacts import Artifact, Artifacts
-from systemfiles.content.descriptors import Descriptor
+from systemfiles.content.packaging import blobs_of
 from systemfiles.content.store import layout_name
 from systemfiles.foundation.catalog import KernelFile
-from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
     IntegrityError,
     NoSpace,
@@ -29,7 +28,6 @@ from systemfiles.foundation.paths import INITRD
 from systemfiles.provision.initrds import pin_on_record
 from systemfiles.provision.kernels import source_on_record
 from systemfiles.provision.provisioner import Provisioner
-from systemfiles.provision.site import BLOB
 from systemfiles.retention.pins import PinnedFile
 from systemfiles.retention.restoring import ELSEWHERE, as_it_is, differences, identity
 
@@ -126,10 +124,7 @@ class Recovery:
 
     def _from_blobs(self, wanted: PinnedFile) -> None:
         """From what the content store holds under the digests on record."""
-        files = {
-            name: Descriptor(BLOB, Digest.from_hex(facts["sha256"]), facts["size"])
-            for name, facts in wanted.record["files"].items()
-        }
+        files = blobs_of(wanted.record)
         layout = self._provisioner.store.layout
         for file in files.values():
             if not layout.intact(file.digest, file.size):

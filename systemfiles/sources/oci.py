@@ -183,26 +183,28 @@ class Repository:
         download(self._open, self._transport, url, out, subject=subject, digest=digest, size=size, progress=progress)
 
     def has_blob(self, digest: Digest) -> bool:
-        """Whether the registry has this blob. Raises SourceRefused, SourceUnavailable."""
+        """Whether the registry has this blob. Raises as `manifest`."""
         return self._exists(f"blobs/{digest}")
 
     def has_manifest(self, target: str) -> bool:
-        """Whether the registry has a manifest under this tag or digest. Raises SourceRefused, SourceUnavailable."""
+        """Whether the registry has a manifest under this tag or digest. Raises as `manifest`."""
         return self._exists(f"manifests/{target}")
 
-    def push_blob(self, digest: Digest, size: int, content: BinaryIO) -> None:
-        """Uploads a blob in one request (distribution-spec, "POST then PUT"), unless it is there.
+    def push_blob(self, digest: Digest, size: int, content: BinaryIO) -> bool:
+        """Uploads a blob in one request (distribution-spec, "POST then PUT"); False when it was there.
 
         `content` is at its beginning. Raises SourceRefused, SourceUnavailable.
         """
-        self._login.actions = "pull,push"
-        if self.has_blob(digest):
-            return
 
         def send(attempts: Attempts) -> None:
             self._upload(digest, size, Upload(content, size, self._transport.bounds, attempts.deadline))
 
-        self._insist(send, f"blob {digest}")
+        self._login.actions = "pull,push"
+        with self.insisting(f"blob {digest}"):
+            there = self.has_blob(digest)
+            if not there:
+                self._patiently(send)
+        return not there
 
     def _upload(self, digest: Digest, size: int, content: Upload) -> None:
         with self._open("POST", urljoin(self._base, "blobs/uploads/"), headers={"Content-Length": "0"}) as response:
@@ -229,7 +231,8 @@ class Repository:
         """
         digest = Digest.of(raw)
         if "OCI-Subject" not in self._push_manifest(raw, IMAGE_MANIFEST, digest):
-            others = self._insist(lambda _: self.referrers(subject), f"referrers of {subject}")
+            with self.insisting(f"referrers of {subject}"):
+                others = self.referrers(subject)
             if digest not in [entry.get("digest") for entry in others]:
                 index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [*others, listed]}
                 self._push_manifest(json.dumps(index).encode(), IMAGE_INDEX, _listing(subject))
@@ -243,7 +246,8 @@ class Repository:
                 return response.headers
 
         self._login.actions = "pull,push"
-        return self._insist(send, f"manifest {target}")
+        with self.insisting(f"manifest {target}"):
+            return self._patiently(send)
 
     def _exists(self, path: str) -> bool:
         def ask(attempts: Attempts) -> bool:
@@ -255,7 +259,7 @@ class Repository:
                     return False
                 raise
 
-        return self._insist(ask, path)
+        return self._patiently(ask)
 
     def _patiently(self, action: Callable[[Attempts], T]) -> T:
         """Tries again for as long as that may help."""
@@ -267,10 +271,11 @@ class Repository:
                 if not attempts.another(error):
                     raise
 
-    def _insist(self, action: Callable[[Attempts], T], subject: str) -> T:
-        """`_patiently`, where there is no other place to try: what went wrong is the caller's error."""
+    @contextmanager
+    def insisting(self, subject: str) -> Iterator[None]:
+        """For what can be had from this registry only: raises SourceRefused and SourceUnavailable for what it did."""
         try:
-            return self._patiently(action)
+            yield
         except Answered as error:
             raise SourceRefused(self.name, f"{subject}: it answers {error}") from error
         except (Interrupted, Unreachable) as error:

@@ -16,10 +16,11 @@ from cyclonedx.spdx import is_expression, is_supported_id
 from cyclonedx.validation.json import JsonStrictValidator
 
 from systemfiles.content.artifacts import MODULES, Artifact, Artifacts
+from systemfiles.content.packaging import PROVENANCE, SBOM
 from systemfiles.foundation import cpioreader
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.paths import INITRD, KERNEL, Paths
-from systemfiles.release.documents import PROVENANCE, SBOM, documents
+from systemfiles.release.documents import documents
 from tests.conftest import ARCHES, Provisioned
 
 BUILDER = "https://ci.example.com/systemfiles"

@@ -32,7 +32,7 @@ from systemfiles import (
 from systemfiles.content.artifacts import Artifacts
 from systemfiles.content.descriptors import Descriptor
 from systemfiles.content.layout import Layout
-from systemfiles.content.packaging import HOST_FACTS
+from systemfiles.content.packaging import without_host_facts
 from systemfiles.content.store import Store
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
@@ -583,7 +583,7 @@ def put_initrd(data_dir: Path, snapshot: Snapshot, data: bytes) -> Path:
     """The content store of another data directory, which has this for the snapshot's initrd."""
     system = SystemFiles(data_dir, arch="x86_64")
     artifact = next(each for each in snapshot.system().artifacts() if each.path == snapshot.files.initrd.path)
-    record = {key: value for key, value in artifact.record.items() if key not in HOST_FACTS}
+    record = without_host_facts(artifact.record)
     record["files"] = {"initrd": {"sha256": Digest.of(data).hex, "size": len(data)}}
     store = Store(system.paths, Artifacts(system.paths))
     store.put(record, {"initrd": store.layout.add_bytes(data, "application/octet-stream")})

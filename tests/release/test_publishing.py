@@ -50,7 +50,7 @@ def test_the_documents_refer_to_the_manifest_they_are_about(press: Press) -> Non
             referrer["artifactType"]: referrer["digest"]
             for referrer in repository.referrers(Digest.parse(entry["digest"]))
         }
-        assert {*found.values()} == {entry["annotations"][note] for note in DOCUMENTS.values()}
+        assert {*found.values()} == {entry["annotations"][kind.annotation] for kind in DOCUMENTS}
         for digest in found.values():
             document = repository.manifest(digest).value
             assert document["subject"]["digest"] == entry["digest"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from systemfiles import SystemFiles
-from systemfiles.content.packaging import DOCUMENTS
+from systemfiles.content.packaging import DOCUMENTS, Document
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
@@ -154,11 +154,11 @@ def test_the_signature_of_another_version(press: Press, key: Key) -> None:
     refused(press.host(trusted=(key,)), SignatureRefused, "of something else")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_a_stripped_document(press: Press, key: Key, document: str) -> None:
-    digest = entries(press.index("k-2"))["amd64"]["annotations"][DOCUMENTS[document]]
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[document.file for document in DOCUMENTS])
+def test_a_stripped_document(press: Press, key: Key, document: Document) -> None:
+    digest = entries(press.index("k-2"))["amd64"]["annotations"][document.annotation]
     delete(press, digest)
-    refused(press.host(trusted=(key,)), SignatureRefused, document)
+    refused(press.host(trusted=(key,)), SignatureRefused, document.file)
 
 
 def _no_layers(manifest: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from systemfiles.content.layout import Layout
-from systemfiles.content.packaging import HOST_FACTS
+from systemfiles.content.packaging import without_host_facts
 from systemfiles.content.sweep import sweep
 from tests.postgres import Server
 from tests.retention.conftest import Host
@@ -234,7 +234,7 @@ def compress_anew(host: Host) -> str:
     data = gzip.compress(gzip.decompress(artifact.path.read_bytes()), 1, mtime=0)
     with layout.ingesting():
         file = layout.add_bytes(data, "application/octet-stream")
-        record = {key: value for key, value in artifact.record.items() if key not in HOST_FACTS}
+        record = without_host_facts(artifact.record)
         files = {"initrd": {"sha256": file.digest.hex, "size": file.size}}
         provisioner.store.put({**record, "files": files}, {"initrd": file})
     return file.digest.hex

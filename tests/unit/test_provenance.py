@@ -16,9 +16,9 @@ from in_toto_attestation.v1 import statement_pb2  # type: ignore[import-untyped]
 from in_toto_attestation.v1.statement import Statement  # type: ignore[import-untyped]
 
 from systemfiles.content.artifacts import MODULES, Artifact, FileFacts
+from systemfiles.content.packaging import PROVENANCE
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.errors import IntegrityError, UsageError
-from systemfiles.release.documents import PROVENANCE
 from systemfiles.release.provenance import PREDICATE_TYPE, STATEMENT_TYPE, provenance
 from systemfiles.version import __version__
 
@@ -259,4 +259,4 @@ def test_any_process_writes_the_same_bytes(seed: str, zone: str, locale: str) ->
 
 
 def test_it_has_the_name_and_type_that_others_look_for() -> None:
-    assert PROVENANCE == ("provenance.json", "application/vnd.in-toto+json")
+    assert PROVENANCE == ("provenance.json", "application/vnd.in-toto+json", "io.systemfiles.provenance")

@@ -19,11 +19,12 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from systemfiles.content.artifacts import MODULES, Artifact, FileFacts
+from systemfiles.content.packaging import SBOM
 from systemfiles.foundation import cpio
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, InvalidArchive, SystemFilesError
-from systemfiles.release.documents import SBOM, documents
+from systemfiles.release.documents import documents
 from systemfiles.release.sbom import sbom
 from tests.unit.test_kmod import module
 from tests.unit.test_provenance import BUILDER, BUSYBOX, DEB, IMAGE, SOURCE, WHEN

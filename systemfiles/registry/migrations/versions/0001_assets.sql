@@ -1,8 +1,3 @@
--- The tables of SQLite as schema 0001 has them; made by its migrations, with which a test compares it.
-CREATE TABLE alembic_version (
-	version_num VARCHAR(32) NOT NULL,
-	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
-);
 CREATE TABLE stores (
     id TEXT PRIMARY KEY,
     place TEXT NOT NULL,
@@ -83,4 +78,3 @@ CREATE TABLE content_use (
     last_used_at BIGINT NOT NULL,
     PRIMARY KEY (store_id, digest)
 );
-INSERT INTO alembic_version VALUES ('0001');
