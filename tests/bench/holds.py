@@ -32,9 +32,9 @@ ROUNDS = 7
 NOW = 1_800_000_000
 _SCHEMA = """
 PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;
-CREATE TABLE assets (id TEXT PRIMARY KEY);
+CREATE TABLE assets (id TEXT PRIMARY KEY, used INTEGER, holder TEXT);
 CREATE TABLE leases (id TEXT PRIMARY KEY, asset TEXT REFERENCES assets (id), holder TEXT, at INTEGER, ends INTEGER);
-INSERT INTO assets VALUES ('a');
+INSERT INTO assets VALUES ('a', 0, '');
 """
 
 
@@ -71,11 +71,14 @@ def _lease(registry: Registry) -> None:
 
 
 def _by_hand(raw: sqlite3.Connection) -> None:
+    """What `_lease` promises: the lease is there with its asset, and both its beginning and its end are uses of that."""
     now = int(time.time())
     raw.execute("BEGIN IMMEDIATE")
+    raw.execute("UPDATE assets SET used = ?, holder = 'vm' WHERE id = 'a'", (now,))
     raw.execute("INSERT INTO leases VALUES (?, 'a', 'vm', ?, ?)", (str(time.time_ns()), now, now + 60))
     raw.execute("COMMIT")
     raw.execute("BEGIN IMMEDIATE")
+    raw.execute("UPDATE assets SET used = ? WHERE id = 'a'", (now,))
     raw.execute("DELETE FROM leases WHERE asset = 'a'")
     raw.execute("COMMIT")
 
