@@ -24,7 +24,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.errors import InvalidName, UsageError
+from systemfiles.foundation.errors import InvalidName, StoreError, UsageError
 
 VERSION_RULE = "a-z, 0-9, '.', '_', '-'; a letter or digit first; at most 96 characters"
 _VERSION = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
@@ -92,6 +92,12 @@ class Paths:
         self.registry = self.data_dir / _REGISTRY
         self.collected = self.data_dir / _COLLECTED
         self.versions_lock = self.system / "versions.lock"
+
+    def require_used(self) -> None:
+        """Raises StoreError where nothing ever was."""
+        if not self.system.is_dir():
+            msg = f"nothing was ever provisioned in {self.data_dir}"
+            raise StoreError(msg, hint="is this the right data directory? (--data-dir, $SYSTEMFILES_DATA_DIR)")
 
     def boot_log(self, name: str) -> Path:
         """Where the serial log of a boot check is kept when the contract does not hold."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from systemfiles.content.artifacts import Artifact, Artifacts
 from systemfiles.content.store import Store
 from systemfiles.foundation.catalog import Catalog
-from systemfiles.foundation.errors import IntegrityError, StoreError, SystemFilesError
+from systemfiles.foundation.errors import IntegrityError, SystemFilesError
 from systemfiles.foundation.lockfile import read_lock
 from systemfiles.foundation.paths import KINDS, Paths
 from systemfiles.provision.provisioner import Provisioner
@@ -47,9 +47,7 @@ def verify_and_repair(paths: Paths, artifacts: Artifacts, provisioner: Provision
 
 def verify(paths: Paths, artifacts: Artifacts) -> Verification:
     """Reads every byte of every artifact and of the content store. Raises StoreError where nothing ever was."""
-    if not paths.system.is_dir():
-        msg = f"nothing was ever provisioned in {paths.data_dir}"
-        raise StoreError(msg, hint="is this the right data directory? (--data-dir, $SYSTEMFILES_DATA_DIR)")
+    paths.require_used()
     every: list[Artifact] = []
     problems: list[SystemFilesError] = []
     count = 0

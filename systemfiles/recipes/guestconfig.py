@@ -44,6 +44,7 @@ _HOSTNAME = re.compile(
 )
 _USER = re.compile(r"[^\s:\0]+(:[^\s:\0]+)?")
 _DEVICE = re.compile(r"(/dev/)?[A-Za-z0-9][A-Za-z0-9_.-]{0,19}")  # VIRTIO_BLK_ID_BYTES
+_OWN_DISKS = ("rootfs", "overlay", "config")
 _OWNER_MAX = (1 << 32) - 2  # the largest number means nobody in particular
 _KERNELS = ("proc", "sys", "dev")
 _SIGNAL = re.compile(r"(?:SIG)?(?:([A-Z0-9]+?)|RTMIN\+([0-9]{1,2})|RTMAX-([0-9]{1,2}))")
@@ -113,6 +114,8 @@ class Volume:
         for name, device in (("device", self.device), ("overlay_device", self.overlay_device)):
             if device is not None and not _DEVICE.fullmatch(_text(device, f"volume.{name}")):
                 _refuse(f"volume.{name}", f"{device!r:.100} is no name of a device, or serial of at most 20 characters")
+            if device in _OWN_DISKS:
+                _refuse(f"volume.{name}", f"{device!r} is the serial of one of the guest's own disks")
         _absolute(self.path, "volume.path")
         if ":" in self.path or self.path.split() != [self.path] or not self.path.strip("/"):
             _refuse("volume.path", f"{self.path!r} is the root, or has a colon or a space in it")

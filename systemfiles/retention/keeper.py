@@ -90,7 +90,8 @@ class Keeper:
     ) -> Collection:
         """Removes what nothing holds; with `dry_run` it only says what that would be, and changes nothing at all.
 
-        Raises LeasesLost, StoreError for a pin, a catalog or a lock that cannot be read: then nothing is removed.
+        Raises LeasesLost, StoreError for a pin, a catalog or a lock that cannot be read, and where nothing ever was; then
+        nothing is removed.
         """
         young = self.registry.now() - rules.grace
         if dry_run:
@@ -103,6 +104,7 @@ class Keeper:
             except FileNotFoundError as error:
                 msg = f"{error.filename} went while it was looked at"
                 raise StoreError(msg, hint="a collection is at work: try again") from error
+        self._paths.require_used()
         with locked(self._paths.lock("collection"), timeout=self._timeout):
             outcome = Outcome()
             with outcome.going_on():  # on a full disk it cannot be opened, and only read

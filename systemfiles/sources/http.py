@@ -153,7 +153,7 @@ class _Filling:
         self._size = size
         self._progress = progress
         self._validator: str | None = None
-        self._attempts = transport.attempts()
+        self._attempts = transport.attempts(subject)
         self._farthest = 0
 
     def run(self) -> None:

@@ -70,7 +70,8 @@ class Login:
         server = f"{host}, where it sends us for a token"
         try:
             with self._ask_for_token(realm, host, query, self._credential if ours else None) as response:
-                raw = read_whole(self._transport, response, _LARGEST_TOKEN, self._transport.attempts().deadline)
+                deadline = self._transport.attempts(self._name).deadline
+                raw = read_whole(self._transport, response, _LARGEST_TOKEN, deadline)
         except (Interrupted, Unreachable) as error:
             msg = f"{server}: {error}"
             raise type(error)(msg) from error

@@ -263,7 +263,7 @@ class Repository:
 
     def _patiently(self, action: Callable[[Attempts], T]) -> T:
         """Tries again for as long as that may help."""
-        attempts = self._transport.attempts()
+        attempts = self._transport.attempts(self.name)
         while True:
             try:
                 return action(attempts)

@@ -93,8 +93,9 @@ class Answered(Exception):
 class Attempts:
     """How often one thing may be tried, until when or until `stop`, and how long to wait in between."""
 
-    def __init__(self, bounds: Bounds, *, stop: threading.Event | None = None) -> None:
+    def __init__(self, bounds: Bounds, subject: str, *, stop: threading.Event | None = None) -> None:
         self.deadline = time.monotonic() + bounds.total
+        self._subject = subject
         self._bounds = bounds
         self._stop = stop or threading.Event()
         self._made = 0
@@ -117,7 +118,7 @@ class Attempts:
         late = time.monotonic() + pause > self.deadline
         if late or self._made >= self._bounds.attempts or pause > self._bounds.longest_pause:
             return False
-        log.info("trying again in %.1f s: %s", pause, error)
+        log.warning("%s: %s; trying again in %.1f s", self._subject, error, pause)
         return not self._stop.wait(pause)
 
 
@@ -136,9 +137,9 @@ class Transport:
         self._stop = stop
         self._local = threading.local()
 
-    def attempts(self) -> Attempts:
+    def attempts(self, subject: str) -> Attempts:
         """The attempts at one thing, beginning now."""
-        return Attempts(self.bounds, stop=self._stop)
+        return Attempts(self.bounds, subject, stop=self._stop)
 
     @contextlib.contextmanager
     def open(

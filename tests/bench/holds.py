@@ -71,7 +71,7 @@ def _lease(registry: Registry) -> None:
 
 
 def _by_hand(raw: sqlite3.Connection) -> None:
-    """What `_lease` promises: the lease is there with its asset, and both its beginning and its end are uses of that."""
+    """What `_lease` promises: a lease on what is there, of which both its beginning and its end are uses."""
     now = int(time.time())
     raw.execute("BEGIN IMMEDIATE")
     raw.execute("UPDATE assets SET used = ?, holder = 'vm' WHERE id = 'a'", (now,))

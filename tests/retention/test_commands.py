@@ -252,6 +252,16 @@ def test_limits_are_in_the_catalog(run: Commands, tmp_path: Path) -> None:
     assert run.host.plain.things().keys() == set()
 
 
+@pytest.mark.parametrize("words", [(), ("--accept-lost-leases",)])
+def test_a_mistyped_data_directory_is_told_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    place = tmp_path / "mistyped"
+    assert cli.main(["gc", "--data-dir", str(place), *words]) == 1
+    assert f"nothing was ever provisioned in {place}" in capsys.readouterr().err
+    assert not place.exists()
+
+
 def test_images_go_when_there_is_too_much_of_them(run: Commands) -> None:
     run.host.system.image(run.host.world.images[0])
     backdate(run.host, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from email.utils import formatdate
@@ -36,7 +37,7 @@ class Clock(threading.Event):
         return self.is_set()
 
     def attempts(self, bounds: Bounds) -> Attempts:
-        return Attempts(bounds, stop=self)
+        return Attempts(bounds, "r.example", stop=self)
 
 
 def about(*seconds: float) -> object:
@@ -49,6 +50,14 @@ def test_pauses_double_until_the_attempts_are_used_up() -> None:
     attempts = clock.attempts(Bounds(attempts=4, pause=0.5))
     assert [attempts.another(Interrupted()) for _ in range(4)] == [True, True, True, False]
     assert clock.slept == about(0.5, 1, 2)
+
+
+def test_who_is_asked_again_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    attempts = Clock().attempts(Bounds(attempts=2, pause=2))
+    for _ in range(2):
+        attempts.another(Interrupted("it stayed silent for too long"))
+    (said,) = caplog.messages
+    assert re.fullmatch(r"r\.example: it stayed silent for too long; trying again in 2\.[0-5] s", said)
 
 
 def test_no_two_hosts_pause_for_the_same_time() -> None:
@@ -68,7 +77,7 @@ def test_who_stops_it_need_not_wait_until_a_pause_is_over() -> None:
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()
     begun = time.monotonic()
-    assert not Attempts(Bounds(longest_pause=100), stop=stop).another(answered(503, Retry_After="30"))
+    assert not Attempts(Bounds(longest_pause=100), "r.example", stop=stop).another(answered(503, Retry_After="30"))
     assert time.monotonic() - begun < 10
 
 

@@ -262,6 +262,8 @@ def test_a_mask_may_be_given_in_place_of_a_prefix(work: Path) -> None:
         ("volume.path", ("vdd", "/a/../b")),
         ("volume.path", ("vdd", "/a\0")),
         ("volume.mode", ("vdd", "/a", "wo")),
+        ("volume.device", ("config", "/a")),
+        ("volume.overlay_device", ("vdd", "/a", "overlay", "rootfs")),
         ("volume.overlay_device", ("vdd", "/a", "overlay")),
         ("volume.overlay_device", ("vdd", "/a", "ro", "vde")),
         ("volume.overlay_device", ("vdd", "/a", "overlay", "v e")),
