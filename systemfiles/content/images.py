@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from systemfiles.content.descriptors import IMAGE_CONFIG, Descriptor
-from systemfiles.content.layout import SOURCE, Layout
+from systemfiles.content.index import SOURCE
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (

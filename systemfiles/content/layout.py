@@ -7,23 +7,22 @@
     ├── index.json             one descriptor per name; whatever it does not reach, other tools' collection deletes
     └── blobs/sha256/<hex>     mode 0444, complete and verified since the moment the name exists
 
-index.json is only rewritten under the lock `oci-cache`; entries and fields that are not ours survive every rewrite.
-Our entries carry the annotation `io.systemfiles.managed`.
+index.json is only rewritten under the lock `oci-cache`; see content/index.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from systemfiles.content.descriptors import INDEX, MANIFEST, Descriptor, canonical
+from systemfiles.content.index import MANAGED, Index, json_object
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import (
     DigestMismatch,
@@ -39,14 +38,8 @@ from systemfiles.foundation.paths import CONTENT_STORE, Paths
 
 log = logging.getLogger(__name__)
 
-REF_NAME = "org.opencontainers.image.ref.name"
-MANAGED = "io.systemfiles.managed"
-SOURCE = "io.systemfiles.source"
-BASE = "io.systemfiles.base"
-"""On the entry of an image that initrds are built on."""
 INGESTING = "ingesting"
 LARGEST_JSON = 4 << 20
-_MEND = "restore it from a backup, or remove it: entries that are ours are then written again"
 _WALKABLE = (
     MANIFEST,
     INDEX,
@@ -153,7 +146,7 @@ class Layout:
 
     def read_json(self, digest: Digest) -> dict[str, Any]:
         """A manifest, index or config. Raises as `read`, and StoreError when it is not a JSON object."""
-        return _json_object(self.read(digest), str(self.blob(digest)))
+        return json_object(self.read(digest), str(self.blob(digest)))
 
     def create(self) -> None:
         """Makes an empty layout where there is none, and a fresh index where it was lost."""
@@ -165,24 +158,18 @@ class Layout:
         if not self._index.exists():
             with locked(self._lock, timeout=self._timeout):
                 if not self._index.exists():
-                    self._write_index({"schemaVersion": 2, "mediaType": INDEX, "manifests": []})
+                    self._write_index(Index.empty())
 
     def entries(self) -> list[tuple[str | None, Descriptor]]:
         """Every entry of index.json that can be understood, and its name when it has one; `names` is one for each name.
 
         Raises StoreError when the index is unreadable, or an entry is.
         """
-        return [(_name_of(entry), Descriptor.from_json(entry)) for entry in self._read_quietly()["manifests"]]
+        return self._read_quietly().entries()
 
     def names(self) -> dict[str, Descriptor]:
         """Every name in index.json and what it points to. Raises StoreError when the index is unreadable."""
-        named: dict[str, Descriptor] = {}
-        for entry in self._read_quietly()["manifests"]:
-            name = _name_of(entry)
-            with contextlib.suppress(StoreError):  # what others write there need not be understood
-                if name is not None and (name not in named or MANAGED not in named[name].annotations):
-                    named[name] = Descriptor.from_json(entry)
-        return named
+        return self._read_quietly().names()
 
     def exists(self) -> bool:
         """Whether there is a layout here that other tools recognise."""
@@ -194,25 +181,13 @@ class Layout:
 
     def name(self, name: str, target: Descriptor) -> None:
         """Lets `name` point to `target`; everyone else's entries stay as they are."""
-        entry = Descriptor(
-            target.media_type, target.digest, target.size, {**target.annotations, REF_NAME: name, MANAGED: "true"}
-        ).to_json()
         self.create()
         with self.exclusively():
-            index = self._read_index()
-            if entry in index["manifests"]:
-                return
-            others = [other for other in index["manifests"] if not _is_ours(other, name, target.digest)]
-            index["manifests"] = [*others, entry]
-            self._write_index(index)
+            self._change_index(lambda index: index.named(name, target))
 
     def unname(self, *names: str) -> None:
         """Drops our entries of these names; call it inside `exclusively`. What they reached is then for the sweep."""
-        index = self._read_index()
-        others = [other for other in index["manifests"] if _name_of(other) not in names or not _is_managed(other)]
-        if len(others) < len(index["manifests"]):
-            index["manifests"] = others
-            self._write_index(index)
+        self._change_index(lambda index: index.without(*names))
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -323,78 +298,32 @@ class Layout:
                     out.write(f"{digest.hex}\n")  # unless that block, in another thread, has just ended
                 noted.add(digest)
 
-    def _read_quietly(self) -> dict[str, Any]:
+    def _read_quietly(self) -> Index:
         """index.json, without the lock. Other tools write it in place, so what looks broken is read again with it."""
         try:
-            return self._read_index()
+            return Index.read(self._index)
         except StoreError as broken:
             if self._holder == threading.get_ident():
                 raise  # it would wait for itself
             try:
                 with locked(self._lock, timeout=self._timeout):
-                    return self._read_index()
+                    return Index.read(self._index)
             except LockTimeout:
                 raise broken from None
-
-    def _read_index(self) -> dict[str, Any]:
-        try:
-            index = _json_object(self._index.read_bytes(), str(self._index))
-        except FileNotFoundError:
-            return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
-        except OSError as error:
-            msg = f"{self._index} cannot be read ({error.strerror})"
-            raise StoreError(msg) from error
-        except StoreError as error:
-            raise StoreError(error.summary, hint=_MEND) from error
-        entries = index.get("manifests")
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            msg = f"{self._index} is not an OCI image index"
-            raise StoreError(msg, hint=_MEND)
-        return index
 
     def _shared_mode(self) -> int:
         """Of what other tools rewrite in place: where a group may write to the directory, it may write to that."""
         return 0o644 | stat.S_IMODE(self.root.stat().st_mode) & stat.S_IWGRP
 
-    def _write_index(self, index: dict[str, Any]) -> None:
-        try:
-            data = json.dumps(index, indent=1).encode()
-        except RecursionError as error:
-            msg = f"{self._index} holds an entry that is nested too deeply to be written again"
-            raise StoreError(msg, hint=_MEND) from error
-        write_file(self._index, data, scratch=self._scratch, mode=self._shared_mode())
+    def _change_index(self, change: Callable[[Index], Index]) -> None:
+        before = Index.read(self._index)
+        if (after := change(before)) != before:
+            self._write_index(after)
+
+    def _write_index(self, index: Index) -> None:
+        index.write(self._index, scratch=self._scratch, mode=self._shared_mode())
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_ino, found.st_mtime_ns
-
-
-def _name_of(entry: Mapping[str, Any]) -> str | None:
-    annotations = entry.get("annotations")
-    name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
-    return name if isinstance(name, str) else None
-
-
-def _is_managed(entry: Mapping[str, Any]) -> bool:
-    annotations = entry.get("annotations")
-    return isinstance(annotations, dict) and MANAGED in annotations
-
-
-def _is_ours(entry: Mapping[str, Any], name: str, digest: Digest) -> bool:
-    """Whether an entry is one that we wrote under `name`, perhaps without our mark after another tool's rewrite."""
-    if _name_of(entry) != name:
-        return False
-    return MANAGED in entry["annotations"] or entry.get("digest") == digest
-
-
-def _json_object(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where} is not JSON ({error})"
-        raise StoreError(msg) from error
-    if not isinstance(value, dict):
-        msg = f"{where} is not a JSON object"
-        raise StoreError(msg)
-    return value

@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from systemfiles.content.layout import MANAGED, Layout
+from systemfiles.content.index import MANAGED
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import StoreError
 from systemfiles.foundation.files import fsync_path, storing

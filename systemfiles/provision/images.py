@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from systemfiles.content.descriptors import IMAGE_CONFIG, MANIFEST, Descriptor, image_config, manifest
 from systemfiles.content.images import Image, copy_command, find_image, pulled_name
-from systemfiles.content.layout import BASE, SOURCE
+from systemfiles.content.index import BASE, SOURCE
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import IntegrityError, NotProvisioned, StoreError, UsageError, blaming

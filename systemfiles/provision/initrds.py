@@ -9,15 +9,12 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
-from systemfiles.content.artifacts import MODULES, Artifact, boot_file, fits
+from systemfiles.content.artifacts import MODULES, Artifact, boot_file
 from systemfiles.content.descriptors import BLOB
 from systemfiles.content.store import changes
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.catalog import AptBusybox
 from systemfiles.foundation.errors import (
-    IncompatiblePair,
     IntegrityError,
     NotProvisioned,
     SourceUnavailable,
@@ -29,10 +26,11 @@ from systemfiles.foundation.lockfile import InitrdPin, PackagePin, editing_lock
 from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.foundation.units import human_size
 from systemfiles.provision.images import Images
+from systemfiles.provision.initrdpins import facts_of, inputs_of, is_named_by_content, readable, require_fit
 from systemfiles.provision.published import Published
 from systemfiles.provision.rolling import NO_LOCK
 from systemfiles.provision.site import RECOVERED, Made, Site, new_record
-from systemfiles.recipes.initrd import InitrdBuild, build_initrd, initrd_inputs
+from systemfiles.recipes.initrd import build_initrd
 
 _CONTENT = re.compile(r"-([0-9a-f]{12})$")  # of a version that is named by its content
 
@@ -122,7 +120,7 @@ class Initrds:
                 return taken
             if plan.pin is None:
                 raise UnknownVersion(INITRD, name, known=self._site.catalog.initrd)
-            _require_fit(name, plan.pin.inputs, kernel, plan.pin.kernel)
+            require_fit(name, plan.pin.inputs, kernel, plan.pin.kernel)
             return self._make(name, plan, plan.pin, arch)
 
     def make(self, version: str, pin: InitrdPin, kernel: Artifact, arch: Arch) -> None:
@@ -133,11 +131,11 @@ class Initrds:
         with self._site.locked(INITRD, version, arch):
             if self._site.store.kept(INITRD, version, arch, None):
                 return  # made by somebody else meanwhile
-            _require_fit(version, pin.inputs, kernel, pin.kernel)
-            if different := changes(pin.inputs, _inputs(pin, kernel)):
+            require_fit(version, pin.inputs, kernel, pin.kernel)
+            if different := changes(pin.inputs, inputs_of(pin, kernel)):
                 raise VersionConflict(INITRD, version, arch.value, changes=different)
             # other inputs may have been the first to make this content, so what they were is not asked
-            plan = InitrdPlan(version, pin, kernel, named_by_content=_is_named_by_content(version, pin))
+            plan = InitrdPlan(version, pin, kernel, named_by_content=is_named_by_content(version, pin))
             self._make(version, plan, pin, arch)
 
     def source(self, version: str, arch: Arch, kernel: Artifact) -> InitrdPin | None:
@@ -184,7 +182,7 @@ class Initrds:
             carry=entry.carry if modular else (),
             inputs={},
         )
-        pin = pin.model_copy(update={"inputs": _inputs(pin, kernel)})
+        pin = pin.model_copy(update={"inputs": inputs_of(pin, kernel)})
         version = self._find(pin, arch) if entry.rolling else name
         return InitrdPlan(version, pin, kernel, named_by_content=entry.rolling)
 
@@ -217,7 +215,7 @@ class Initrds:
             return None
         found = find(INITRD, plan.version, arch, plan.inputs)
         if found is not None:
-            _require_fit(plan.version, found.inputs, plan.kernel, found.requires_kernel)
+            require_fit(plan.version, found.inputs, plan.kernel, found.requires_kernel)
         return found
 
     def _take(self, name: str, plan: InitrdPlan, arch: Arch) -> Made | None:
@@ -233,7 +231,7 @@ class Initrds:
         with self._locked_as(name, version, arch):
             taken = self._published.take(INITRD, version, arch, plan.inputs, content=content[1] if content else "")
         if taken:
-            _require_fit(version, taken.artifact.inputs, plan.kernel, taken.artifact.requires_kernel)
+            require_fit(version, taken.artifact.inputs, plan.kernel, taken.artifact.requires_kernel)
         return taken
 
     def _locked_as(self, name: str, version: str, arch: Arch) -> AbstractContextManager[None]:
@@ -255,13 +253,13 @@ class Initrds:
         concrete = f"{pin.init}-{build.content_sha256[:12]}" if plan.named_by_content else name
         if plan.version not in (None, concrete):
             raise VersionConflict(INITRD, name, arch.value, changes={"content": (plan.version, concrete)})
-        record = {**new_record(INITRD, concrete, arch, files, pin.inputs), **_facts(build, pin)}
+        record = {**new_record(INITRD, concrete, arch, files, pin.inputs), **facts_of(build, pin)}
         with self._locked_as(name, concrete, arch):
             # other inputs may have made the same content, and that is the same version
             artifact = store.kept(INITRD, concrete, arch, plan.inputs) or store.put(record, files)
         known = self._learn(name, concrete, pin, plan.kernel, arch) if plan.named_by_content else None
         note = f"{human_size(files[artifact.file].size)}, {build.entries} entries, {len(build.modules)} modules"
-        why = changes(_readable(known), _readable(pin)) if known else {}
+        why = changes(readable(known), readable(pin)) if known else {}
         return Made(artifact, note + "".join(f"\n   {key}: {old} → {new}" for key, (old, new) in why.items()))
 
     def _modules_of(self, kernel: Artifact) -> Path:
@@ -294,65 +292,3 @@ class Initrds:
             if all(other.inputs != pin.inputs for other in pins):
                 pins.append(pin)
             return known[0] if known and before != version else None
-
-
-def pin_on_record(record: Mapping[str, Any]) -> InitrdPin | None:
-    """What an initrd was made from by its own record; None when that is not told."""
-    try:
-        inputs = record["inputs"]
-        return InitrdPin.model_validate(
-            {
-                "init": inputs["init"]["version"],
-                "busybox": record["source"]["busybox"],
-                "kernel": record.get("requires_kernel"),
-                "load": inputs.get("load", ()),
-                "carry": inputs.get("carry", ()),
-                "inputs": inputs,
-            }
-        )
-    except (KeyError, TypeError, AttributeError, ValidationError):
-        return None
-
-
-def _is_named_by_content(version: str, pin: InitrdPin) -> bool:
-    return re.fullmatch(rf"{re.escape(pin.init)}-[0-9a-f]{{12}}", version) is not None
-
-
-def _inputs(pin: InitrdPin, kernel: Artifact) -> dict[str, Any]:
-    """The preimage of what this release makes of `pin` with `kernel`."""
-    return initrd_inputs(
-        init=pin.init,
-        busybox=_busybox_inputs(pin.busybox),
-        kernel={"modules": kernel.files[MODULES].sha256} if pin.kernel else None,
-        load=pin.load,
-        carry=pin.carry,
-    )
-
-
-def _require_fit(version: str, inputs: Mapping[str, Any], kernel: Artifact, requires: str | None) -> None:
-    if not fits(inputs, kernel):
-        raise IncompatiblePair(kernel.version, version, requires=str(requires))
-
-
-def _readable(pin: InitrdPin) -> dict[str, Any]:
-    """The inputs under the names people know them by: packages and kernels instead of their digests."""
-    init = {"sha256": pin.inputs["init"]["sha256"], "version": pin.init}
-    return {**pin.model_dump(mode="json", exclude={"inputs"}), "init": init, "tree": pin.inputs["tree"]}
-
-
-def _facts(build: InitrdBuild, pin: InitrdPin) -> dict[str, Any]:
-    return {
-        "content_sha256": build.content_sha256,
-        "content_size": build.content_size,
-        "requires_kernel": pin.kernel,
-        "entries": build.entries,
-        "modules": list(build.modules),
-        "compressor": build.compressor,
-        "source": pin.model_dump(mode="json", include={"busybox"}),
-    }
-
-
-def _busybox_inputs(source: PackagePin | str) -> dict[str, Any]:
-    if isinstance(source, PackagePin):
-        return source.inputs
-    return {"image": source.rpartition("@")[2]}

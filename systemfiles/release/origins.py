@@ -84,7 +84,7 @@ def _kernel(artifact: Artifact) -> Origin:
 
 
 def _initrd(artifact: Artifact) -> dict[str, Origin]:
-    from systemfiles.provision.initrds import pin_on_record
+    from systemfiles.provision.initrdpins import pin_on_record
 
     pin = pin_on_record(artifact.record)
     if pin is None:

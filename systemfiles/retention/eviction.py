@@ -13,7 +13,8 @@ from typing import Any
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.content.descriptors import Descriptor
-from systemfiles.content.layout import BASE, MANAGED, SOURCE, Layout
+from systemfiles.content.index import BASE, MANAGED, SOURCE
+from systemfiles.content.layout import Layout
 from systemfiles.content.store import Store, layout_name
 from systemfiles.content.sweep import blobs, orphans, reached, sweep
 from systemfiles.foundation.digest import Digest

@@ -90,8 +90,8 @@ class Keeper:
     ) -> Collection:
         """Removes what nothing holds; with `dry_run` it only says what that would be, and changes nothing at all.
 
-        Raises LeasesLost, StoreError for a pin, a catalog or a lock that cannot be read, and where nothing ever was; then
-        nothing is removed.
+        Raises LeasesLost, StoreError for a pin, a catalog or a lock that cannot be read, and where nothing ever was:
+        then nothing is removed.
         """
         young = self.registry.now() - rules.grace
         if dry_run:

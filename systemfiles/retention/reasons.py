@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from systemfiles.content.artifacts import Artifact, fits
-from systemfiles.content.layout import MANAGED, Layout
+from systemfiles.content.index import MANAGED
+from systemfiles.content.layout import Layout
 from systemfiles.content.store import layout_name
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.paths import INITRD, KERNEL

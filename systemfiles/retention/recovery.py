@@ -25,7 +25,7 @@ from systemfiles.foundation.errors import (
 )
 from systemfiles.foundation.lockfile import InitrdPin, PackagePin
 from systemfiles.foundation.paths import INITRD
-from systemfiles.provision.initrds import pin_on_record
+from systemfiles.provision.initrdpins import pin_on_record
 from systemfiles.provision.kernels import source_on_record
 from systemfiles.provision.provisioner import Provisioner
 from systemfiles.retention.pins import PinnedFile

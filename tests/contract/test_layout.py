@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from systemfiles.content.descriptors import IMAGE_CONFIG, INDEX, MANIFEST, Descriptor, canonical, image_config, manifest
-from systemfiles.content.layout import LARGEST_JSON, MANAGED, REF_NAME, Layout
+from systemfiles.content.index import MANAGED, REF_NAME
+from systemfiles.content.layout import LARGEST_JSON, Layout
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, NotFound, StoreError

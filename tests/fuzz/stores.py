@@ -9,7 +9,8 @@ from typing import Any
 
 from systemfiles.content.artifacts import RECORD, STAMPS, Artifacts, parse_record
 from systemfiles.content.descriptors import MANIFEST, Descriptor
-from systemfiles.content.layout import REF_NAME, Layout
+from systemfiles.content.index import REF_NAME
+from systemfiles.content.layout import Layout
 from systemfiles.content.packaging import TITLE
 from systemfiles.content.store import Store
 from systemfiles.foundation import catalog

@@ -14,7 +14,8 @@ import pytest
 
 from systemfiles.content.artifacts import MODULES, RECORD, Artifact, Artifacts
 from systemfiles.content.descriptors import MANIFEST, Descriptor, canonical
-from systemfiles.content.layout import REF_NAME, Layout
+from systemfiles.content.index import REF_NAME
+from systemfiles.content.layout import Layout
 from systemfiles.content.packaging import TITLE
 from systemfiles.content.store import Store, changes, layout_name
 from systemfiles.foundation.arch import Arch
