@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Details = Iterable[tuple[str, object]]
 
@@ -363,13 +363,19 @@ class LeaseNotFound(SystemFilesError):
 
 
 class LeasesLost(SystemFilesError):
-    """The registry was lost and built again without the leases it had, so nothing may be collected yet."""
+    """The registry was lost and built again without the leases it had, so nothing may be collected yet.
 
-    def __init__(self, where: object) -> None:
+    Or there may be leases in `others`, of which this one does not know.
+    """
+
+    def __init__(self, where: object, others: Sequence[str] = ()) -> None:
+        lost = f"the registry {where} was built again, and the leases it had are lost"
+        elsewhere = f"the registry {where} is not the only one that was used here: there may be leases in"
+        again = "let every VM's owner lease again, then collect once with --accept-lost-leases"
         super().__init__(
-            f"the registry {where} was built again, and the leases it had are lost",
+            f"{elsewhere} {', '.join(others)}" if others else lost,
             details=[("so", "nothing is collected until that is accepted")],
-            hint="let every VM's owner lease again, then collect once with --accept-lost-leases",
+            hint=f"set $SYSTEMFILES_DATABASE_URL alike for all; {again}" if others else again,
         )
 
 

@@ -2,9 +2,12 @@
 
 A data directory is a *store* in its database, under the id that it keeps itself::
 
-    system/store.json     {"schema": 1, "store": "01KAG5W5X8J8Q2M2Y7R1VJZ3TN"}
+    system/store.json     {"schema": 1, "store": "01KAG5W5X8J8Q2M2Y7R1VJZ3TN", "registries": ["registry.sqlite"]}
 
-So a database that does not know the store has lost it, and with it the leases; what else it knew is on disk. When it is
+`registries` are the databases in which it may have leases: one, unless a process was told of another than the rest.
+Then no collection knows them all, and none removes anything until it was said which one counts.
+
+A database that does not know the store has lost it, and with it the leases; what else it knew is on disk. When it is
 store.json that is lost, a database inside the data directory knows whose it is. In another one the store begins anew,
 and its leases are lost if there were any.
 """
@@ -68,18 +71,22 @@ class Registry:
     @property
     def database(self) -> Database:
         """The database with this release's schema, made if it is not there. Raises StoreError."""
+        self.open()
+        return self._unchecked
+
+    def open(self) -> None:
+        """Makes `database` and this store in it what they have to be, unless they are. Raises StoreError."""
         identity = self._unchecked.identity()
         if (identity is None or identity != self._opened) and not self._found():
             with locked(self._paths.lock("registry"), timeout=self._timeout):
                 if not self._found():
                     self._make()
-        return self._unchecked
 
     @property
     def store_id(self) -> str:
         """Which store this data directory is in the database. Raises StoreError."""
         if not self._store_id:
-            assert self.database  # which finds out
+            self.open()
         return self._store_id
 
     @property
@@ -121,32 +128,55 @@ class Registry:
 
     def known_store(self) -> str | None:
         """The store's id when the data directory has one; makes nothing. Raises StoreError."""
+        return self._read_store()[0]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The other databases in which this store may have leases. Raises StoreError."""
+        return tuple(name for name in self._read_store()[1] if name != self._name)
+
+    @property
+    def _name(self) -> str:
+        """What store.json calls the database: one in the data directory is where that is, and users are no places."""
+        where = self._unchecked.where
+        inside = isinstance(self._unchecked, SQLite) and self._unchecked.path == self._paths.registry
+        return self._paths.registry.name if inside else re.sub(r"//[^/@]*@", "//", where)
+
+    def _read_store(self) -> tuple[str | None, list[str]]:
+        """What store.json says: the store's id, and its databases."""
         try:
             value = json.loads(self._paths.store.read_bytes())
-            store_id = value["store"]
-            if value["schema"] != 1 or not _STORE_ID.fullmatch(store_id):
+            store_id, names = value["store"], value.get("registries", [])
+            if value["schema"] != 1 or not _STORE_ID.fullmatch(store_id) or not isinstance(names, list):
                 raise ValueError
+            return store_id, [*map(str, names)]
         except FileNotFoundError:
-            return None
+            return None, []
         except OSError as error:
             msg = f"{self._paths.store} cannot be read ({error.strerror})"
             raise StoreError(msg) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             msg = f"{self._paths.store} does not say which store this is"
             raise StoreError(msg, hint="restore it from a backup; or remove it, which loses the leases") from error
-        return str(store_id)
+
+    def _write_store(self, store_id: str, registries: list[str]) -> None:
+        data = json.dumps({"schema": 1, "store": store_id, "registries": registries}).encode()
+        write_file(self._paths.store, data, scratch=self._paths.tmp, mode=0o644)
 
     @property
     def leases_lost(self) -> bool:
-        """Whether the leases that this store had are gone, and that was not accepted yet."""
+        """Whether leases that this store had are gone or in another database, and that was not accepted yet."""
         with self.database.reading() as transaction:
             intact = transaction.rows("SELECT 1 FROM stores WHERE id = ? AND leases_lost = 0", (self._store_id,))
-        return not intact
+        return not intact or bool(self.others)
 
     def accept_lost_leases(self) -> None:
-        """Lets collections go on without them."""
+        """Lets collections go on without them, and with those of this database only."""
         with self.database.writing() as transaction:
             transaction.execute("UPDATE stores SET leases_lost = 0 WHERE id = ?", (self._store_id,))
+        if self.others:
+            with locked(self._paths.lock("registry"), timeout=self._timeout):
+                self._write_store(self._store_id, [self._name])
 
     def close(self) -> None:
         """Closes this thread's connection; the next use opens it again."""
@@ -154,8 +184,8 @@ class Registry:
 
     def _found(self) -> bool:
         """Whether the database is as it has to be and knows this store, which is the rule, and needs no lock."""
-        identity, known = self._unchecked.identity(), self.known_store()
-        if known is None or not is_current(self._unchecked):
+        identity, (known, registries) = self._unchecked.identity(), self._read_store()
+        if known is None or self._name not in registries or not is_current(self._unchecked):
             return False
         with self._unchecked.reading() as transaction:
             there = bool(transaction.rows("SELECT 1 FROM stores WHERE id = ?", (known,)))
@@ -167,11 +197,12 @@ class Registry:
         """Makes what is missing: the schema, the store's row, store.json."""
         if not is_current(self._unchecked):
             upgrade(self._unchecked)
-        identity, known = self._unchecked.identity(), self.known_store()
+        identity, (known, registries) = self._unchecked.identity(), self._read_store()
+        if known is not None and self._name not in registries:
+            self._write_store(known, [*registries, self._name])  # before there may be a lease in it
         self._store_id = self._enter(known)
         if known is None:
-            data = json.dumps({"schema": 1, "store": self._store_id}).encode()
-            write_file(self._paths.store, data, scratch=self._paths.tmp, mode=0o644)
+            self._write_store(self._store_id, [self._name])
         self._opened = identity
 
     def _enter(self, known: str | None) -> str:

@@ -163,6 +163,8 @@ class Keeper:
                 raise LeasesLost(self._paths.registry)
             return
         database, store_id = found
+        if others := self.registry.others:
+            raise LeasesLost(database.where, others)
         with database.reading() as transaction:
             if not transaction.rows("SELECT 1 FROM stores WHERE id = ? AND leases_lost = 0", (store_id,)):
                 raise LeasesLost(database.where)

@@ -161,6 +161,31 @@ def test_lost_leases_are_accepted_once(tmp_path: Path, base: Base) -> None:
     assert registry(tmp_path / "data", url=base.url).leases_lost
 
 
+# ── there is more than one database ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_database_that_knew_the_store_before_does_not_know_all_its_leases(tmp_path: Path, base: Base) -> None:
+    """As for a command under sudo, which drops the environment."""
+    before = registry(tmp_path / "data")
+    hold(before)
+    told = registry(tmp_path / "data", url=base.url)
+    hold(told)
+    again = registry(tmp_path / "data")
+    assert again.leases_lost
+    assert told.leases_lost
+    assert again.others != told.others == ("registry.sqlite",)
+    told.accept_lost_leases()
+    assert not told.leases_lost
+    assert registry(tmp_path / "data").others
+    assert not registry(tmp_path / "data", url=base.url).leases_lost
+
+
+def test_another_user_of_one_database_is_no_other_database(tmp_path: Path) -> None:
+    for user in ("", "one@", "two@"):
+        named = Registry(Paths(tmp_path / "data"), url=f"postgresql://{user}db.example.com:5432/assets")
+        assert named._name == "postgresql://db.example.com:5432/assets"
+
+
 # ── store.json is lost ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
