@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from systemfiles.foundation import cpio
-from systemfiles.foundation.digest import CHUNK, Digest, Hasher
+from systemfiles.foundation import cpio, cpioreader
+from systemfiles.foundation.archive import BadStream
+from systemfiles.foundation.digest import Digest, Hasher
 from systemfiles.foundation.errors import DigestMismatch, InvalidArchive, UnknownVersion
+from systemfiles.foundation.unpack import Compression, Limits, Packed, unpacked
 from systemfiles.recipes import busybox
 from systemfiles.recipes.kernel import read_index
 from systemfiles.recipes.kmod import closure, subset
@@ -35,6 +37,8 @@ except ImportError:
     import zlib as _zlib  # type: ignore[no-redef]
 
     COMPRESSOR = f"zlib {zlib.ZLIB_RUNTIME_VERSION} level {LEVEL}"
+CONTENT_LIMITS = Limits(cpioreader.Limits().size, max_ratio=200, ratio_free=256 << 20)
+"""How far an initrd may unpack here: to what the reader of cpio archives takes."""
 INIT = "init"
 _GUEST = Path(__file__).parent / "guest"
 _DIRECTORIES = (
@@ -183,17 +187,14 @@ def check_content(path: Path, sha256: str, *, subject: object) -> None:
 
 def _content_of(path: Path) -> str:
     """The digest of what is compressed there, or what is wrong with it."""
-    content, inflate = Hasher(), zlib.decompressobj(zlib.MAX_WBITS | 16)
+    content = Hasher()
     try:
         with path.open("rb") as stream:
-            while not inflate.eof and (data := inflate.unconsumed_tail or stream.read(CHUNK)):
-                content.update(inflate.decompress(data, CHUNK))
-            if not inflate.eof:
-                content.update(inflate.flush())
-            whole = inflate.eof and not inflate.unused_data and not stream.read(1)
-    except (OSError, zlib.error) as error:
+            for block in unpacked(Packed(stream, length=path.stat().st_size), Compression.GZIP, CONTENT_LIMITS):
+                content.update(block)
+    except (OSError, BadStream) as error:
         return str(error)
-    return content.digest() if whole else "something cut off, or followed by something else"
+    return content.digest()
 
 
 class _Gzip:

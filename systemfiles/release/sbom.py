@@ -53,7 +53,8 @@ from systemfiles.foundation.cpio import Record, normalise
 from systemfiles.foundation.digest import Digest, hash_file
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, InvalidArchive, require_fault_of_file
 from systemfiles.foundation.paths import KERNEL
-from systemfiles.foundation.unpack import Compression, Limits, Packed, unpacked
+from systemfiles.foundation.unpack import Compression, Packed, unpacked
+from systemfiles.recipes.initrd import CONTENT_LIMITS
 from systemfiles.recipes.modinfo import modinfo_section, module_name
 from systemfiles.recipes.tars import Header, intact, read_member
 from systemfiles.release.origins import BUSYBOX, INIT, Origin, origins, told
@@ -61,7 +62,6 @@ from systemfiles.version import __version__
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:systemfiles:sbom")
 _CONSEQUENCE = "no SBOM of it was written"
-_CONTENT = Limits(cpioreader.Limits().size)
 _TREE = "tree"
 _ROOT = "lib/modules/"
 _SUFFIX = ".ko"
@@ -250,7 +250,7 @@ def _content(artifact: Artifact) -> bytes:
     _expect(path, facts.sha256, Digest.of(packed))
     try:
         source = Packed(io.BytesIO(packed), length=len(packed))
-        content = b"".join(unpacked(source, Compression.GZIP, _CONTENT))
+        content = b"".join(unpacked(source, Compression.GZIP, CONTENT_LIMITS))
     except BadStream as error:
         raise InvalidArchive(path, f"its compressed data is damaged ({error})") from error
     _expect(path, str(artifact.record["content_sha256"]), Digest.of(content))

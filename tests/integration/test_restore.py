@@ -551,18 +551,19 @@ def test_a_registry_may_have_an_initrd_that_was_compressed_otherwise(
     assert snapshot.restore(by, full=True) == restored
 
 
-@pytest.mark.parametrize("trick", ["another content", "something behind it", "cut off", "no gzip"])
+@pytest.mark.parametrize("trick", ["another content", "something behind it", "cut off", "no gzip", "a bomb"])
 def test_an_initrd_that_is_not_what_its_record_says_is_refused(
     trick: str, snapshot: Snapshot, published: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     packed = snapshot.place.initrd_file.read_bytes()
     tricks = {
-        "another content": gzip.compress(gzip.decompress(packed) + b"\0" * 512),
-        "something behind it": packed + gzip.compress(b"another archive, which the kernel would unpack"),
-        "cut off": packed[:-9],
-        "no gzip": gzip.decompress(packed),
+        "another content": lambda: gzip.compress(gzip.decompress(packed) + b"\0" * 512),
+        "something behind it": lambda: packed + gzip.compress(b"another archive, which the kernel would unpack"),
+        "cut off": lambda: packed[:-9],
+        "no gzip": lambda: gzip.decompress(packed),
+        "a bomb": lambda: gzip.compress(bytes(257 << 20), 1),
     }
-    other = put_initrd(tmp_path / "other", snapshot, tricks[trick])
+    other = put_initrd(tmp_path / "other", snapshot, tricks[trick]())
     where = trick.replace(" ", "-")
     version = snapshot.files.initrd.version
     published.push(other, f"initrd-{version}-x86_64", "initrd", version, where=where)
