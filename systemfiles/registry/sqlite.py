@@ -145,7 +145,7 @@ class Still(SQLite):
         return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
     def _open(self) -> sqlite3.Connection:
-        # one that nobody has open has no -wal; opened in any other way, it would be given one
+        # one that nobody has written to has no -wal, or an empty one; opened in any other way, it would be given one
         how = "mode=ro" if self._is_in_use() else "mode=ro&immutable=1"
         return sqlite3.connect(
             f"{self.path.as_uri()}?{how}",
@@ -156,5 +156,11 @@ class Still(SQLite):
         )
 
     def _is_in_use(self) -> bool:
-        """By a process, or by one that was killed."""
-        return self.path.with_name(f"{self.path.name}-wal").exists()
+        """By a process that wrote to it, or by one that was killed.
+
+        There is nothing in an empty -wal, and a full disk, where it was made in vain, has no space for a -shm either.
+        """
+        try:
+            return self.path.with_name(f"{self.path.name}-wal").stat().st_size > 0
+        except OSError:
+            return False

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from systemfiles.content.artifacts import Artifact, Artifacts
 from systemfiles.content.packaging import without_host_facts
 from systemfiles.content.store import Store
-from systemfiles.foundation.errors import LeaseNotFound, SnapshotMismatch, StoreError, UsageError
+from systemfiles.foundation.errors import LeaseNotFound, LeasesLost, SnapshotMismatch, StoreError, UsageError
 from systemfiles.foundation.lock import Timeout
 from systemfiles.foundation.paths import INITRD, Paths
 from systemfiles.foundation.units import utc
@@ -75,6 +75,20 @@ class Holdings:
         store_id = self.registry.store_id
         every = self.registry.leases.list(now=self.registry.clock(), holder=holder, store_id=store_id)
         return tuple(lease for lease in every if not lease.holder.startswith(PINNED))
+
+    def require_leases(self) -> None:
+        """Raises LeasesLost as a collection would, without opening a registry that is not there; StoreError."""
+        found = self.registry.look()
+        if found is None:
+            if self.registry.known_store() is not None:
+                raise LeasesLost(self.paths.registry)
+            return
+        database, store_id = found
+        if others := self.registry.others:
+            raise LeasesLost(database.where, others)
+        with database.reading() as transaction:
+            if not transaction.rows("SELECT 1 FROM stores WHERE id = ? AND leases_lost = 0", (store_id,)):
+                raise LeasesLost(database.where)
 
     def release_all(self, holder: str) -> int:
         """Ends all leases of `holder`; returns how many."""

@@ -58,6 +58,7 @@ class Keeper:
     """Collects in one data directory, and explains that. Safe to share among threads."""
 
     def __init__(self, holdings: Holdings) -> None:
+        self._holdings = holdings
         self._paths = holdings.paths
         self._store = holdings.store
         self.registry = holdings.registry
@@ -95,8 +96,7 @@ class Keeper:
         """
         young = self.registry.now() - rules.grace
         if dry_run:
-            if not accept_lost_leases:
-                self._require_leases()
+            self._require_leases(accept_lost=accept_lost_leases)
             forecast = Forecast(self.registry, self.registrar, self.collector, self.evictor)
             kept = self.reasons(catalog, rules, young)
             try:
@@ -108,13 +108,16 @@ class Keeper:
         with locked(self._paths.lock("collection"), timeout=self._timeout):
             outcome = Outcome()
             with outcome.going_on():  # on a full disk it cannot be opened, and only read
-                assert self.registry.database
-            if not accept_lost_leases:
-                self._require_leases()
+                self.registry.open()
+            if not self._knows_leases(outcome, accept_lost=accept_lost_leases):
+                with outcome.going_on():  # which no lease is about
+                    self.evictor.sweep(young=young, outcome=outcome)
+                return _told(outcome)
             seen = self.collector.look()
             kept = self.reasons(catalog, rules, young)
             if accept_lost_leases:
-                self.registry.accept_lost_leases()
+                with outcome.going_on():
+                    self.registry.accept_lost_leases()
             self._collect(provisioner, catalog, kept, seen, young, rules.max_cache_bytes, outcome)
             return _told(outcome)
 
@@ -155,19 +158,20 @@ class Keeper:
         if provided and not provisioner.manifest_is_current():
             provisioner.write_manifest()
 
-    def _require_leases(self) -> None:
-        """Raises LeasesLost as a collection would, without opening a registry that is not there."""
-        found = self.registry.look()
-        if found is None:
-            if self.registry.known_store() is not None:
-                raise LeasesLost(self._paths.registry)
-            return
-        database, store_id = found
-        if others := self.registry.others:
-            raise LeasesLost(database.where, others)
-        with database.reading() as transaction:
-            if not transaction.rows("SELECT 1 FROM stores WHERE id = ? AND leases_lost = 0", (store_id,)):
-                raise LeasesLost(database.where)
+    def _knows_leases(self, outcome: Outcome, *, accept_lost: bool) -> bool:
+        """Whether the registry could be read; when not, that is a problem among others. Raises as `_require_leases`."""
+        known = False
+        with outcome.going_on(but=(LeasesLost,)):
+            self._require_leases(accept_lost=accept_lost)
+            known = True
+        return known
+
+    def _require_leases(self, *, accept_lost: bool) -> None:
+        """Raises LeasesLost unless that is accepted, and StoreError for a registry that cannot be read."""
+        if accept_lost:
+            self.registry.look()
+        else:
+            self._holdings.require_leases()
 
     def rules(self, catalog: Catalog, **given: int | None) -> Retention:
         """The limits of the catalog, but for those that are given. Raises UsageError."""

@@ -64,10 +64,12 @@ class Outcome:
             self.problems.append(error)
 
     @contextlib.contextmanager
-    def going_on(self) -> Iterator[None]:
-        """Whatever goes wrong in the block is a problem among others."""
+    def going_on(self, *, but: tuple[type[SystemFilesError], ...] = ()) -> Iterator[None]:
+        """Whatever goes wrong in the block is a problem among others, `but` for what is raised."""
         try:
             yield
+        except but:
+            raise
         except (SystemFilesError, OSError) as error:
             self.failed(unexpected(error) if isinstance(error, OSError) else error)
 

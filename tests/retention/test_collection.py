@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from functools import partial
 from pathlib import Path
 
+import pytest
+
+from systemfiles.foundation.errors import StoreError
 from tests.postgres import Server
 from tests.retention.conftest import Host
 from tests.retention.crash import killed_at
@@ -85,6 +89,54 @@ def _collect_on_a_full_disk(here: World, disk: Path) -> None:
     second = host.collect()
     assert gone(second) == PAIR
     assert second.problems == ()
+
+
+def test_what_failed_on_a_full_disk_keeps_no_collection_from_freeing_it(here: World, tmp_path: Path) -> None:
+    """A first use of the registry there leaves an empty -wal behind, and no -shm."""
+    on_small_disk(tmp_path, 3 << 20, partial(_collect_after_a_failure, here, tmp_path))
+
+
+def _collect_after_a_failure(here: World, disk: Path) -> None:
+    host = Host(here, disk / "data")
+    host.provide()
+    orphan = put_blob(host.data, bytes(300_000))
+    host.clock.advance(60)
+    host.system.holdings.registry.close()
+    fill(disk / "ballast")
+    with pytest.raises(StoreError):
+        host.system.leases()
+    host.system.holdings.registry.close()
+    assert (host.data / "registry.sqlite-wal").stat().st_size == 0
+    assert host.collect().bytes_freed >= 300_000
+    assert not (host.plain.blobs / orphan).exists()
+    assert gone(host.collect()) == PAIR
+
+
+def test_blobs_that_nothing_needs_go_although_a_full_disk_lets_nobody_read_the_registry(
+    here: World, tmp_path: Path
+) -> None:
+    on_small_disk(tmp_path, 3 << 20, partial(_collect_blindly, here, tmp_path))
+
+
+def _collect_blindly(here: World, disk: Path) -> None:
+    host = Host(here, disk / "data")
+    files = host.provide()
+    host.system.holdings.registry.close()
+
+    def die() -> None:
+        host.system.acquire(files, holder="vm-7", ttl=30)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed_at(10**9, die)
+    (host.data / "registry.sqlite-shm").unlink()
+    orphan = put_blob(host.data, bytes(300_000))
+    host.clock.advance(60)
+    fill(disk / "ballast")
+    first = host.collect()
+    assert gone(first) == set()
+    assert not (host.plain.blobs / orphan).exists()
+    assert ["registry" in str(problem) for problem in first.problems] == [True]
+    assert gone(host.collect()) == PAIR
 
 
 # --- one registry for several hosts ---
