@@ -129,8 +129,9 @@ class Leases:
         """
         ended = "expires_at <= ? AND store_id IN ('', ?)"
         last = f"(SELECT max(expires_at) FROM asset_leases WHERE asset_id = assets.id AND {ended})"
-        while ids := self._with_ended(ended, now, store_id):
-            among = marks(ids)
+        after = ""
+        while ids := self._with_ended(ended, now, store_id, after):
+            among, after = marks(ids), ids[-1]
             with self._database.writing() as transaction:
                 lock(transaction, ids)
                 transaction.execute(
@@ -141,10 +142,12 @@ class Leases:
                     f"DELETE FROM asset_leases WHERE asset_id IN ({among}) AND {ended}", (*ids, now, store_id)
                 )
 
-    def _with_ended(self, ended: str, now: int, store_id: str) -> Sequence[str]:
-        statement = f"SELECT DISTINCT asset_id FROM asset_leases WHERE {ended} LIMIT ?"
+    def _with_ended(self, ended: str, now: int, store_id: str, after: str) -> Sequence[str]:
+        """Assets with such leases, by id, from behind `after` on."""
+        page = "asset_id > ? ORDER BY asset_id LIMIT ?"
+        statement = f"SELECT DISTINCT asset_id FROM asset_leases WHERE {ended} AND {page}"
         with self._database.reading() as transaction:
-            return [asset for (asset,) in transaction.rows(statement, (now, store_id, _BATCH))]
+            return [asset for (asset,) in transaction.rows(statement, (now, store_id, after, _BATCH))]
 
     def list(
         self,
@@ -194,10 +197,14 @@ def _lock_assets(transaction: Transaction, lease_id: str) -> None:
 
 
 def _forget_ended(transaction: Transaction, lease: Lease) -> None:
-    """So there is never much of it, however rarely there are collections."""
+    """So there is never much of it, however rarely there are collections.
+
+    Only of the lease's own store: to another host, whose clock may go behind this one's, they may not have ended.
+    """
     for ids in batches(lease.asset_ids):
         transaction.execute(
-            f"DELETE FROM asset_leases WHERE asset_id IN ({marks(ids)}) AND expires_at <= ?", (*ids, lease.acquired_at)
+            f"DELETE FROM asset_leases WHERE asset_id IN ({marks(ids)}) AND expires_at <= ? AND store_id = ?",
+            (*ids, lease.acquired_at, lease.store_id),
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 from systemfiles.foundation.errors import AssetInUse, AssetNotFound, LeaseNotFound, UsageError
 from systemfiles.registry.assets import AssetStatus, locate
 from systemfiles.registry.leases import LATEST
+from systemfiles.registry.tombstones import Tombstones
 from tests.contract.registry.support import STORE, World
 
 
@@ -243,6 +244,18 @@ def test_leases_that_have_ended_do_not_pile_up(leased: World) -> None:
     assert leased.lease_rows() == 1
 
 
+def test_a_host_whose_clock_is_ahead_ends_no_lease_of_another(leased: World) -> None:
+    with leased.database.writing() as transaction:
+        locate(transaction, "kernel", "store-b", "files/kernel")
+    theirs = leased.leases.acquire(["kernel"], "vm-b", now=1000, ttl=100, store_id="store-b")
+    every = leased.leases.acquire(["kernel"], "vm-c", now=1000, ttl=100)
+    leased.leases.acquire(["kernel"], "vm-a", now=1200, store_id=STORE)
+    for lease in (theirs, every):
+        assert leased.leases.renew(lease.id, now=1050, ttl=100).expires_at == 1150
+    with pytest.raises(AssetInUse):
+        Tombstones(leased.database, "store-b").delete("kernel", now=1050)
+
+
 def test_a_lease_that_lost_one_of_its_assets_is_over(leased: World) -> None:
     """Its holder must hear of it: what is left does not boot."""
     lease = leased.leases.acquire(["initrd", "kernel"], "vm-1", now=1000, ttl=60, store_id=STORE)
@@ -284,3 +297,26 @@ def test_leases_that_ended_are_removed_however_many_there_are(world: World) -> N
     world.leases.forget_ended(now=1005, store_id=STORE)
     assert world.lease_rows() == 0
     assert {*world.tombstones.uses(ids, now=1005)[1].values()} == {1005}
+
+
+@pytest.mark.parametrize("base", ["sqlite"], indirect=True)
+def test_what_it_takes_to_remove_leases_that_ended_grows_as_their_number_does(leased: World) -> None:
+    """However many are live. Counted in thousands of steps of SQLite's virtual machine."""
+    steps, taken = [0], []
+
+    def count() -> int:
+        steps[0] += 1
+        return 0
+
+    for number in (2000, 4000):
+        ids = [f"{number}-{each:05}" for each in range(2 * number)]
+        leased.add_many(ids)
+        leased.leases.acquire(ids[:number], "vm-1", now=1000, store_id=STORE)
+        leased.leases.acquire(ids[number:], "vm-2", now=1000, ttl=5, store_id=STORE)
+        steps[0] = 0
+        leased.database._connections.get().set_progress_handler(count, 1000)
+        leased.leases.forget_ended(now=1005, store_id=STORE)
+        taken.append(steps[0])
+        leased.leases.release(leased.leases.list(now=1005)[0].id, now=1005)
+    assert taken[1] < 3 * taken[0]
+    assert leased.lease_rows() == 0
