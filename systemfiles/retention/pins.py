@@ -132,10 +132,14 @@ class Pins:
 
     def write(self, pin: Pin) -> None:
         """Makes it durable. Call it under the content store's lock. Raises UsageError, StoreError."""
+        _require_texts(pin)
         data = json.dumps(pin.to_json(), indent=1, sort_keys=True).encode() + b"\n"
         if len(data) > _LARGEST:
             msg = f"the pin {pin.name} would take {len(data)} bytes"
             raise UsageError(msg, details=[("allowed", f"{_LARGEST} bytes")])
+        if _pin(json.loads(data), pin.name) != pin:
+            msg = f"the pin {pin.name} would be read as another one"
+            raise StoreError(msg)
         write_file(self._path(pin.name), data, scratch=self._paths.tmp, mode=0o644)
 
     def remove(self, name: str) -> None:
@@ -153,6 +157,17 @@ class Pins:
             msg = f"{name!r:.200} cannot be the name of a pin"
             raise UsageError(msg, details=[("allowed", _RULE)])
         return self._paths.pins / f"{name}.json"
+
+
+def _require_texts(pin: Pin) -> None:
+    """Raises UsageError unless what a caller says of a pin can be read again."""
+    if pin.hypervisor is not None and not (isinstance(pin.hypervisor, str) and pin.hypervisor.isprintable()):
+        msg = f"{pin.hypervisor!r:.200} cannot be the hypervisor of a pin"
+        raise UsageError(msg, details=[("allowed", "a text of printable characters")])
+    for label in pin.labels.items():
+        if not all(isinstance(part, str) for part in label):
+            msg = f"{label!r:.200} cannot be a label of a pin"
+            raise UsageError(msg, details=[("allowed", "a text, and a text as its value")])
 
 
 def _pin(value: Any, name: str) -> Pin:

@@ -6,6 +6,7 @@ import json
 import shutil
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from systemfiles.foundation.errors import (
     IntegrityError,
     LeasesLost,
     StoreError,
+    UsageError,
 )
 from systemfiles.registry.assets import Asset, AssetType
 from systemfiles.sources.oci import Repository
@@ -59,6 +61,33 @@ def test_a_pin_that_contradicts_its_own_record_is_damaged(host: Host, name: str)
         with pytest.raises(StoreError, match="is damaged"):
             call()
     assert things(host) == PAIR
+
+
+NO_TEXTS: dict[str, dict[str, Any]] = {
+    "a label that is a number": {"labels": {"n": 1}},
+    "a label that is nothing": {"labels": {"a": None}},
+    "a label whose name is a number": {"labels": {1: "x"}},
+    "a label that JSON has no word for": {"labels": {"a": {1}}},
+    "a hypervisor that is a number": {"hypervisor": 49},
+    "a hypervisor that is half a character": {"hypervisor": "v\udcff"},
+    "a hypervisor that does something to a terminal": {"hypervisor": "\x1b[31mv49.0"},
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXTS)
+def test_a_pin_that_could_not_be_read_again_is_never_written(host: Host, name: str) -> None:
+    files = host.provide()
+    with pytest.raises(UsageError, match="of a pin"):
+        host.system.pin("snapshot-42", files, **NO_TEXTS[name])
+    assert host.system.pins() == ()
+    assert gone(host.collect()) == PAIR
+
+
+def test_a_pin_is_read_as_it_was_written_whatever_texts_its_labels_are(host: Host) -> None:
+    labels = {"": "", "ä \N{SNOWMAN}": "\ud800 \0\n", "a=b": "c"}
+    pin = host.system.pin("snapshot-42", host.provide(), hypervisor="", labels=labels)
+    assert host.system.pins() == (pin,)
+    assert host.system.pin("snapshot-42", host.system.resolve("k-1", "i-1"), hypervisor="", labels=labels) == pin
 
 
 def pin_of_a_strange_name(host: Host) -> None:
