@@ -109,12 +109,13 @@ class Evictor:
 
     def evict(self, max_bytes: int, *, young: int, outcome: Outcome) -> None:
         """Drops images until the store has at most `max_bytes`, or nothing is left that may go, and sweeps."""
-        going = self.to_evict(max_bytes, [*self._registrar.artifacts()], young=young)
-        if not going:
+        if not self.to_evict(max_bytes, self._registrar.artifacts(), young=young):
             return
         with self._layout.exclusively():
+            # once more: one of them may have been used meanwhile, or be pulled again at this moment
             relied = self._layout.ingested()
             there = self._layout.names()
+            going = self.to_evict(max_bytes, self._registrar.artifacts(), young=young)
             gone = [each for each in going if each.what in there and there[each.what].digest.hex not in relied]
             self._drop(gone, outcome)
         self._forget_uses([there[each.what].digest for each in gone])
@@ -188,7 +189,9 @@ class Evictor:
         found = []
         for name, target in names.items():
             if SOURCE in target.annotations and BASE not in target.annotations:
-                last = max(used.get(target.digest, 0), self._given(target))
+                # one in Docker's terms may be asked for by the digest that it has there
+                asked = (used.get(digest, 0) for digest in (target.digest, self._twin_of(target)) if digest)
+                last = max(*asked, self._given(target))
                 if last <= young:
                     found.append((last, name))
         return [name for _, name in sorted(found)]

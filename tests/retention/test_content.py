@@ -10,9 +10,13 @@ import shutil
 import time
 from pathlib import Path
 
+import pytest
+
 from systemfiles.content.layout import Layout
 from systemfiles.content.packaging import without_host_facts
 from systemfiles.content.sweep import sweep
+from systemfiles.retention.outcome import Outcome
+from tests.contract.registry.support import Running
 from tests.postgres import Server
 from tests.retention.conftest import Host
 from tests.retention.support import DEFAULTS, INITRD, KERNEL, PAIR, gone, names, things
@@ -202,6 +206,40 @@ def test_an_image_that_was_used_within_the_grace_period_stays(host: Host) -> Non
     host.clock.advance(60)
     assert host.collect(grace=DAY, max_cache_bytes=0).gone == ()
     assert len(host.collect(max_cache_bytes=0).gone) == 1
+
+
+@pytest.mark.parametrize("by", ["its name", "its digest", "the digest that it came as"])
+def test_an_image_in_dockers_terms_is_used_by_whatever_name_it_is_asked_for(host: Host, by: str) -> None:
+    host.provide(*("steady", "plain"))
+    reference = host.world.docker_image
+    asked = {
+        "its name": reference.partition("@")[0],
+        "its digest": str(host.system.image(reference.partition("@")[0]).digest),
+        "the digest that it came as": reference,
+    }
+    host.clock.advance(10 * DAY)
+    host.system.image(asked[by])
+    host.clock.advance(60)
+    assert host.collect(grace=DAY, max_cache_bytes=0).gone == ()
+    host.clock.advance(DAY)
+    assert len(host.collect(grace=DAY, max_cache_bytes=0).gone) == 2
+
+
+def test_an_image_that_is_used_while_others_have_the_content_store_stays(host: Host) -> None:
+    """Between the first look and the removal; the one that was used after it goes in its place."""
+    host.provide(*("steady", "plain"))
+    for reference in host.world.images[::2]:
+        host.system.image(reference)
+        host.clock.advance(60)
+    size = sum(path.stat().st_size for path in host.plain.blobs.iterdir())
+    evictor, outcome = host.system.keeper.evictor, Outcome()
+    layout = Layout(host.system.paths)
+    with layout.exclusively():
+        evicting = Running(lambda: evictor.evict(size - 1, young=int(host.clock()), outcome=outcome))
+        assert evicting.waits()
+        host.system.image(host.world.images[0])
+    evicting.result()
+    assert [name for name in names(host) if "guest" in name] == [f"{host.world.images[0]}-x86_64"]
 
 
 def test_an_image_in_dockers_terms_goes_with_what_it_came_as(host: Host) -> None:
