@@ -183,10 +183,12 @@ class SystemFiles:
 
     def renew(self, lease_id: str, ttl: float | None = None) -> Lease:
         """Lets a lease end `ttl` seconds from now. Raises LeaseNotFound, for one that has ended too."""
+        self.paths.require_used()
         return self.holdings.registry.leases.renew(lease_id, now=self.holdings.registry.clock(), ttl=ttl)
 
     def release(self, lease_id: str) -> None:
         """Ends a lease. Raises LeaseNotFound, for one that has ended too."""
+        self.paths.require_used()
         self.holdings.registry.leases.release(lease_id, now=self.holdings.registry.clock())
 
     def release_all(self, holder: str) -> int:

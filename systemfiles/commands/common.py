@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from systemfiles.foundation.errors import LeasesLost
 from systemfiles.system import SystemFiles
 
 if TYPE_CHECKING:
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
     from systemfiles.retention.pins import Pin
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where everything is kept")
-    parser.add_argument("--catalog-file", type=Path, metavar="FILE", help="a catalog laid over the shipped one")
+def add_place(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
+    """`again`: for an action of a command that has them, too, and behind which they may be given as well."""
+    default = argparse.SUPPRESS if again else None  # else it would take the place of what was given before
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", default=default, help="where everything is kept")
+    parser.add_argument(
+        "--catalog-file", type=Path, metavar="FILE", default=default, help="a catalog laid over the shipped one"
+    )
 
 
 def add_names(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +66,21 @@ def pin_facts(pin: Pin) -> dict[str, Any]:
     return facts
 
 
+def warn_of_lost_leases(system: SystemFiles) -> None:
+    """Says on stderr when leases were lost, so that an empty list of them is not taken for the truth."""
+    try:
+        system.holdings.require_leases()
+    except LeasesLost as error:
+        sys.stderr.write(f"warning: {error}\n")
+
+
 def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    """A line on stdout; what that has no way to write comes as an escape."""
+    try:
+        sys.stdout.write(f"{text}\n")
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding
+        sys.stdout.write(f"{text.encode(encoding, 'backslashreplace').decode(encoding)}\n")
 
 
 def say_json(value: object) -> None:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from systemfiles.commands.common import add_json, add_names, say, say_files, say_json, say_table, system_of
+from systemfiles.commands.common import (
+    add_json,
+    add_names,
+    add_place,
+    say,
+    say_files,
+    say_json,
+    say_table,
+    system_of,
+    warn_of_lost_leases,
+)
 from systemfiles.foundation.units import utc
 
 if TYPE_CHECKING:
@@ -37,6 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(act=_list)
     for action in (acquire, renew, listing):
         add_json(action)
+    for action in (acquire, renew, release, listing):
+        add_place(action, again=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,11 +82,14 @@ def _release(options: argparse.Namespace) -> None:
         say(f"lease {options.lease} is released")
     else:
         count = system.release_all(options.holder)
+        warn_of_lost_leases(system)
         say(f"{count} lease{'s' * (count != 1)} of {options.holder} released")
 
 
 def _list(options: argparse.Namespace) -> None:
-    leases = system_of(options).leases(options.holder)
+    system = system_of(options)
+    leases = system.leases(options.holder)
+    warn_of_lost_leases(system)
     if options.json:
         say_json([_facts(lease) for lease in leases])
         return

@@ -71,7 +71,8 @@ class Holdings:
                 self.registrar.register(made)
 
     def leases(self, holder: str | None = None) -> tuple[Lease, ...]:
-        """The live leases on what is here, without those that stand for pins."""
+        """The live leases on what is here, without those that stand for pins. Raises StoreError where nothing was."""
+        self.paths.require_used()
         store_id = self.registry.store_id
         every = self.registry.leases.list(now=self.registry.clock(), holder=holder, store_id=store_id)
         return tuple(lease for lease in every if not lease.holder.startswith(PINNED))
@@ -138,7 +139,8 @@ class Holdings:
         return pin
 
     def unpin(self, name: str) -> None:
-        """Ends the hold. Raises PinNotFound."""
+        """Ends the hold. Raises PinNotFound, and StoreError where nothing ever was."""
+        self.paths.require_used()
         self.store.layout.create()
         with self.store.layout.exclusively():
             self.pins.remove(name)

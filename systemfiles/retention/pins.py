@@ -106,7 +106,7 @@ class Pins:
             return _pin(json.loads(raw), name)
         except (ValueError, KeyError, TypeError, RecursionError, *_BAD_RECORD) as error:
             msg = f"the pin {path} is damaged"
-            hint = "restore it from a backup; what it holds cannot be told, so nothing is collected while it is there"
+            hint = f"restore it from a backup, or end it: systemfiles unpin {name}; until then nothing is collected"
             raise StoreError(msg, hint=hint) from error
 
     def names(self) -> list[str]:
@@ -121,14 +121,23 @@ class Pins:
 
     def __iter__(self) -> Iterator[Pin]:
         """All pins, by name. Raises StoreError for a damaged one."""
+        for found in self.each():
+            if isinstance(found, StoreError):
+                raise found
+            yield found
+
+    def each(self) -> Iterator[Pin | StoreError]:
+        """All pins, by name, and of a damaged one what is wrong with it. Raises StoreError when none can be listed."""
         for name in self.names():
             try:
                 yield self.get(name)
             except PinNotFound:
                 continue  # removed meanwhile
+            except StoreError as error:
+                yield error
             except UsageError as error:
                 msg = f"{self._paths.pins / name}.json is no pin: {error.summary}"
-                raise StoreError(msg, hint="move it away: nothing is collected while it is there") from error
+                yield StoreError(msg, hint="move it away: nothing is collected while it is there")
 
     def write(self, pin: Pin) -> None:
         """Makes it durable. Call it under the content store's lock. Raises UsageError, StoreError."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from systemfiles import cli
+from systemfiles.commands.common import say
 from tests.retention.conftest import Host
 from tests.retention.plain import listing
 from tests.retention.world import DAY, put_foreign_image
@@ -114,6 +117,38 @@ def test_all_leases_of_a_holder_are_released_at_once(run: Commands) -> None:
     assert run("lease", "release", "--holder", "vm-7") == "0 leases of vm-7 released\n"
 
 
+def test_where_leases_were_lost_an_empty_list_of_them_says_so(
+    run: Commands, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("lease", "acquire", "--holder", "vm-7", *NAMES)
+    run.host.system.holdings.registry.close()
+    for path in run.host.data.glob("registry.sqlite*"):
+        path.unlink()
+    place = ["--data-dir", str(run.host.data)]
+    for words in (["list"], ["list", "--json"], ["release", "--holder", "vm-7"]):
+        assert cli.main(["lease", *place, *words]) == 0
+        said = capsys.readouterr()
+        assert said.out in ("there are no live leases\n", "[]\n", "0 leases of vm-7 released\n")
+        assert said.err.startswith("warning: the registry ")
+        assert "the leases it had are lost" in said.err
+    run("gc", "--accept-lost-leases")
+    assert run("lease", "list") == "there are no live leases\n"
+
+
+def test_where_everything_is_can_be_said_before_the_action_and_behind_it(
+    run: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--data-dir", str(run.host.data), "--catalog-file", str(run.host.world.catalog)]
+    nowhere = ["--data-dir", str(tmp_path / "nowhere")]
+    actions = [["acquire", "--holder", "vm-7", *NAMES], ["list"], ["release", "--holder", "vm-7"]]
+    for words in actions:
+        assert cli.main(["lease", *words, *place]) == 0
+    assert capsys.readouterr().out.endswith("1 lease of vm-7 released\n")
+    assert cli.main(["lease", *place, "list"]) == 0
+    assert cli.main(["lease", *nowhere, "list", *place]) == 0
+    assert cli.main(["lease", *place, "list", *nowhere]) == 1
+
+
 REFUSED_LEASES: dict[str, tuple[tuple[str, ...], str]] = {
     "what is not here": (
         ("acquire", "--holder", "vm-7", "--kernel", "k-2", "--initrd", "i-1", "--arch", "x86_64"),
@@ -198,6 +233,26 @@ def test_a_damaged_pin_is_told_of_by_all_who_need_it(run: Commands) -> None:
         assert "is damaged\n  hint  restore it from a backup" in said
 
 
+def test_one_damaged_pin_hides_no_other_and_can_be_ended(run: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "bad", "c"):
+        run("pin", name, *NAMES)
+    sound = [pin for pin in run.json("pins") if pin["name"] != "bad"]
+    (run.host.system.paths.pins / "bad.json").write_text("{")
+    (run.host.system.paths.pins / "no pin.json").write_text("{}")
+    place = ["--data-dir", str(run.host.data), "--catalog-file", str(run.host.world.catalog)]
+    assert cli.main(["pins", *place]) == 1
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()[-2:]] == ["a", "c"]
+    assert said.err.count("error: ") == 2
+    assert "or end it: systemfiles unpin bad;" in said.err
+    assert "no pin.json is no pin" in said.err
+    assert cli.main(["pins", "--json", *place]) == 1
+    assert json.loads(capsys.readouterr().out) == sound
+    run("unpin", "bad")
+    (run.host.system.paths.pins / "no pin.json").unlink()
+    assert run.json("pins") == sound
+
+
 # --- collection ---
 
 
@@ -252,12 +307,19 @@ def test_limits_are_in_the_catalog(run: Commands, tmp_path: Path) -> None:
     assert run.host.plain.things().keys() == set()
 
 
-@pytest.mark.parametrize("words", [(), ("--accept-lost-leases",)])
+MISTYPED = (
+    *(("gc",), ("gc", "--accept-lost-leases"), ("unpin", "x"), ("lease", "list")),
+    *(("lease", "release", "x"), ("lease", "release", "--holder", "x"), ("lease", "renew", "x", "--ttl", "5")),
+)
+
+
+@pytest.mark.parametrize("words", MISTYPED, ids=" ".join)
 def test_a_mistyped_data_directory_is_told_and_not_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     place = tmp_path / "mistyped"
-    assert cli.main(["gc", "--data-dir", str(place), *words]) == 1
+    name, *rest = words
+    assert cli.main([name, "--data-dir", str(place), *rest]) == 1
     assert f"nothing was ever provisioned in {place}" in capsys.readouterr().err
     assert not place.exists()
 
@@ -334,6 +396,16 @@ def test_disk_usage_is_a_row_for_each_thing_and_its_reason(run: Commands) -> Non
     told = run.json("du")
     assert told["bytes"] == sum(path.stat().st_size for path in run.host.plain.blobs.iterdir())
     assert {each["what"]: each["size"] for each in told["uses"]}["kernel-k-1-x86_64"] == 9352
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_stdout_cannot_encode_is_written_as_an_escape(
+    run: Commands, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    say("one \udcff two")
+    sys.stdout.flush()
+    assert cast("io.BytesIO", sys.stdout.buffer).getvalue() == b"one \\udcff two\n"
 
 
 @pytest.mark.parametrize("words", [("gc", "--dry-run"), ("du",), ("pins",)], ids=" ".join)

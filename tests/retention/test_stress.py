@@ -27,6 +27,7 @@ from systemfiles.foundation.errors import (
     SnapshotMismatch,
     SystemFilesError,
 )
+from systemfiles.foundation.paths import Paths
 from tests.crowd import Crowd
 from tests.retention.plain import Plain
 from tests.retention.world import INITRDS, KERNELS, RELEASES, World
@@ -215,6 +216,7 @@ def test_what_anybody_holds_is_there_as_long_as_he_holds_it(here: World, tmp_pat
     print(f"seed {SEED}")
     choose = random.Random(SEED)
     crowd = Crowd(work, here, tmp_path, seed=SEED, seconds=SECONDS)
+    Paths(crowd.data).system.mkdir(parents=True)  # whoever comes first may want to collect
     crowd.start(PROCESSES)
     while time.monotonic() < crowd.until - 2:
         time.sleep(min(choose.uniform(0.2, 3), max(0.0, crowd.until - 2 - time.monotonic())))
