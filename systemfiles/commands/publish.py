@@ -32,10 +32,8 @@ def run(options: argparse.Namespace) -> int:
                     say_json({**published._asdict(), "arches": [*map(str, published.arches)]})
                 else:
                     done = f"{published.pushed} pushed" if published.pushed else "was there"
-                    signed = (
-                        f", signed by {', '.join(published.signed)}" if published.signed else "; no --key, no signature"
-                    )
-                    say(f"{published.reference}\n  {', '.join(map(str, published.arches))}: {done}{signed}")
+                    signed = f"signed by {', '.join(published.signed)}" if published.signed else "not signed: no --key"
+                    say(f"{published.reference}\n  {', '.join(map(str, published.arches))}: {done}, {signed}")
     finally:
         bars.close()
     return 0

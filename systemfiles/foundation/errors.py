@@ -237,9 +237,20 @@ class SourceError(SystemFilesError):
 
 
 class SourceUnavailable(SourceError):
-    """Nothing that could deliver was reached, or it does not have it. `tried` holds (where, why) pairs."""
+    """Nothing that could deliver was reached, or it does not have it. `tried` holds (where, why) pairs.
 
-    def __init__(self, subject: str, *, tried: Details, hint: str | None = None, wanted: str = "fetched") -> None:
+    `wrong` is the first that delivered something else, if one did.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        *,
+        tried: Details,
+        hint: str | None = None,
+        wanted: str = "fetched",
+        wrong: IntegrityError | None = None,
+    ) -> None:
         self.tried = tuple((str(where), str(why)) for where, why in tried)
         super().__init__(
             f"{subject} could not be {wanted}",
@@ -247,6 +258,7 @@ class SourceUnavailable(SourceError):
             hint=hint,
         )
         self.subject = subject
+        self.wrong = wrong
 
 
 class SourceRefused(SourceError):

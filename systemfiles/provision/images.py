@@ -23,7 +23,7 @@ from systemfiles.provision.site import FORGOTTEN, MIRRORS, Site
 from systemfiles.recipes.busybox import layer_from_deb
 
 if TYPE_CHECKING:
-    from systemfiles.provision.pull import Accept
+    from systemfiles.provision.pull import Gate
 
 log = logging.getLogger(__name__)
 
@@ -105,21 +105,21 @@ class Images:
             log.warning("the image %s is pulled again: %s", reference, error)
             return None
 
-    def fetch(self, reference: str, arch: Arch, *, accept: Accept | None = None) -> Descriptor:
+    def fetch(self, reference: str, arch: Arch, *, gate: Gate | None = None) -> Descriptor:
         """Pulls an image or an artifact, which has no name here yet. Call it while `ingesting`.
 
-        `accept` as in `Puller.pull`. Raises as `image`.
+        `gate` as in `Puller.pull`. Raises as `image`.
         """
-        return self._pull(reference, arch, accept=accept)
+        return self._pull(reference, arch, gate=gate)
 
     def _layers(self, target: Descriptor) -> tuple[Path, ...]:
         layers = map(Descriptor.from_json, self._layout.read_json(target.digest)["layers"])
         return tuple(self._layout.blob(layer.digest) for layer in layers)
 
-    def _pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS, accept: Accept | None = None) -> Descriptor:
+    def _pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS, gate: Gate | None = None) -> Descriptor:
         from systemfiles.provision.pull import Puller  # 100 ms for `requests`, and most runs fetch nothing
 
-        target = Puller(self._site).pull(reference, arch, hint=hint, accept=accept)
+        target = Puller(self._site).pull(reference, arch, hint=hint, gate=gate)
         return Descriptor(target.media_type, target.digest, target.size, {SOURCE: _identity(reference)})
 
     def _from_package(self, pin: PackagePin, arch: Arch) -> Descriptor:

@@ -1,73 +1,39 @@
-"""Versions that were built elsewhere: taken from the registries that the catalog names, if they may be trusted.
+"""Versions that were built elsewhere: `<registry>/<kind>:<version>`, from the registries that the catalog names.
 
-A version is `<registry>/<kind>:<version>`, an index (see content/packaging.py). Where the catalog names trusted keys,
-one of them must have signed that index, it must say itself that it is this version, and the documents it promises must
-be there: so no other version can be passed off as this one, and nothing of it be exchanged or left out.
+What may be taken for one is decided in gate.py.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from systemfiles.content.artifacts import Artifact, boot_file
-from systemfiles.content.packaging import DOCUMENTS, VERSION, artifact_type
-from systemfiles.content.store import changes, identity_of
+from systemfiles.content.descriptors import Descriptor
 from systemfiles.foundation.arch import Arch
-from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import (
     IntegrityError,
-    InvalidDigest,
     InvalidKernel,
-    SignatureRefused,
     SourceError,
-    SourceRefused,
     SourceUnavailable,
     StoreError,
     SystemFilesError,
+    VersionConflict,
     blaming,
 )
 from systemfiles.foundation.kernelimage import check_kernel
-from systemfiles.foundation.manifests import INDEXES, Manifest, choose
 from systemfiles.foundation.paths import KERNEL
-from systemfiles.foundation.units import human_size, printable
+from systemfiles.foundation.units import human_size
+from systemfiles.provision.gate import REFUSED, VersionGate, Wanted, as_promised, require_wanted
 from systemfiles.provision.images import Images
 from systemfiles.provision.site import Made, Site
 from systemfiles.recipes.initrd import check_content
 
-if TYPE_CHECKING:
-    from systemfiles.sources.oci import Repository
-    from systemfiles.sources.signatures import Trust
-
 log = logging.getLogger(__name__)
 
-_MOST_SIGNATURES = 8
-_REFUSED = "it was refused"
 _NOT_BUILT = "publish it there, or let it be built here: systemfiles provision, without build = false in the catalog"
 _NO_REGISTRY = 'name one: $SYSTEMFILES_REGISTRY, or registries = ["…"] in a catalog'
-_TRUST = "whose signatures count is said by keys and revoked, under [trust] in the catalog"
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A version for one architecture, and what is known of it before it is asked for.
-
-    `inputs` are what it must have been made from; `content` is how the sha256 of its content begins; `promised` is its
-    whole record. `refused` collects what was not trusted, by one mirror or another.
-    """
-
-    kind: str
-    version: str
-    arch: Arch
-    inputs: Mapping[str, Any] | None = None
-    content: str = ""
-    promised: Mapping[str, Any] | None = None
-    refused: list[SystemFilesError] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.version} ({self.arch})"
 
 
 class Published:
@@ -84,9 +50,9 @@ class Published:
 
         `inputs` are what it must have been made from, `content` is how the sha256 of its content begins, as far as that
         is known. Call it under the artifact's lock. Raises SignatureRefused and other IntegrityErrors, InvalidKernel,
-        VersionConflict, StoreError; SourceUnavailable when it may not be built here.
+        StoreError; SourceUnavailable when it may not be built here.
         """
-        wanted = _Wanted(kind, version, arch, inputs, content)
+        wanted = Wanted(kind, version, arch, inputs, content)
         tried: list[tuple[str, str]] = []
         wrong: SystemFilesError | None = None
         for registry in self._site.catalog.registries:
@@ -96,6 +62,7 @@ class Published:
                 wrong = wrong or error
                 tried.append((registry, error.summary))
             except SourceUnavailable as error:
+                wrong = wrong or error.wrong
                 tried += error.tried
             except SourceError as error:
                 tried.append((registry, error.summary))
@@ -119,150 +86,40 @@ class Published:
         """Takes in what a registry has as `reference`, if it is this version with the content that was promised.
 
         `promised` is its record, where the whole of that is known: then that counts and not what the registry says, and
-        no signature is needed. Raises SourceError, IntegrityError, InvalidKernel, VersionConflict, StoreError.
+        no signature is needed. Raises SourceError, IntegrityError, InvalidKernel, StoreError.
         """
         with self._site.locked(kind, version, arch):
             if not self._site.store.kept(kind, version, arch, None):  # else somebody else was here first
-                self._take(reference, _Wanted(kind, version, arch, promised=promised))
+                self._take(reference, Wanted(kind, version, arch, promised=promised))
 
-    def _take(self, reference: str, wanted: _Wanted) -> Artifact:
+    def _take(self, reference: str, wanted: Wanted) -> Artifact:
+        """The version from one registry. Raises as `recover`, and SignatureRefused."""
+        pulled = self._images.fetch(reference, wanted.arch, gate=VersionGate(wanted, self._site.catalog.trust))
+        try:
+            return self._put(reference, pulled, wanted)
+        except VersionConflict as error:  # with what is on record here
+            ((before, now),) = error.changes.values()
+            raise IntegrityError(reference, expected=before, got=now, consequence=REFUSED) from error
+        except RecursionError as error:
+            got = "one that is nested too deeply"
+            raise IntegrityError(reference, expected="a record", got=got, consequence=REFUSED) from error
+
+    def _put(self, reference: str, pulled: Descriptor, wanted: Wanted) -> Artifact:
         store = self._site.store
-
-        def accept(repository: Repository, found: Manifest) -> None:
-            if wanted.promised is None and self._site.catalog.trust is not None:
-                try:
-                    self._require_trusted(repository, found, wanted)
-                except SignatureRefused as error:
-                    wanted.refused.append(error)
-                    raise
-
-        pulled = self._images.fetch(reference, wanted.arch, accept=accept)
         try:
             record, files = store.describe(pulled)
         except StoreError as error:
             expected = f"the manifest of {wanted}"
-            raise IntegrityError(reference, expected=expected, got=error.summary, consequence=_REFUSED) from error
-        _require_wanted(reference, record, wanted)
+            raise IntegrityError(reference, expected=expected, got=error.summary, consequence=REFUSED) from error
+        require_wanted(reference, record, wanted)
         boot = store.layout.blob(files[boot_file(wanted.kind, wanted.arch)].digest)
         if wanted.kind == KERNEL:
             with blaming(reference):
                 check_kernel(boot, wanted.arch)
         else:
             check_content(boot, record["content_sha256"], subject=reference)
-        return store.put(_as_promised(record, wanted.promised), files)
-
-    # ── trust ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _require_trusted(self, repository: Repository, found: Manifest, wanted: _Wanted) -> None:
-        subject = f"{repository.name}@{found.digest}"
-        expected = f"{artifact_type(wanted.kind)} {wanted.version}"
-        if found.media_type not in INDEXES:
-            raise SignatureRefused(subject, expected=f"the index of {expected}", got="a manifest", consequence=_REFUSED)
-        self._require_signed(repository, found.digest, subject)
-        notes = found.value.get("annotations")
-        said = f"{found.value.get('artifactType')} {notes.get(VERSION) if isinstance(notes, dict) else None}"
-        if said != expected:
-            raise SignatureRefused(subject, expected=expected, got=printable(said)[:200], consequence=_REFUSED)
-        self._require_documents(repository, choose(found, wanted.arch, subject=subject)[0], subject)
-
-    def _require_signed(self, repository: Repository, digest: Digest, subject: str) -> None:
-        from systemfiles.sources.signatures import tag_of
-        from systemfiles.sources.transport import Answered
-
-        trust = self._trust()
-        faults = dict[str, None]()
-        layers: object = None
-        try:
-            layers = repository.manifest(tag_of(digest)).value.get("layers")
-        except Answered as error:
-            if error.temporary or error.status not in (400, 404):
-                raise
-        for layer in (layers if isinstance(layers, list) else [])[:_MOST_SIGNATURES]:
-            fault = _fault(repository, trust, digest, layer)
-            if fault is None:
-                return
-            faults[fault] = None
-        refused = SignatureRefused(
-            subject,
-            expected="a signature of a trusted key",
-            got="; ".join(faults) or "no signature",
-            consequence=_REFUSED,
-        )
-        refused.hint = _TRUST
-        raise refused
-
-    def _trust(self) -> Trust:
-        from systemfiles.sources.signatures import PublicKey, Trust
-
-        told = self._site.catalog.trust
-        assert told is not None
-        return Trust(map(PublicKey.read, told.keys), told.revoked)
-
-    def _require_documents(self, repository: Repository, entry: Mapping[str, Any], subject: str) -> None:
-        """Refuses a version whose documents, of which its index tells, are not there any more."""
-        from systemfiles.sources.transport import Answered
-
-        notes = entry.get("annotations")
-        for document in DOCUMENTS:
-            try:
-                promised = Digest.parse(str(notes.get(document.annotation) if isinstance(notes, dict) else None))
-                (content,) = repository.manifest(promised).value["layers"]
-                there = repository.has_blob(Digest.parse(content["digest"]))
-            except Answered as error:
-                if error.status != 404:
-                    raise
-                there = False
-            except (InvalidDigest, KeyError, TypeError, ValueError):
-                there = False
-            if not there:
-                raise SignatureRefused(
-                    subject, expected=f"the {document.file} that its index promises", got="none", consequence=_REFUSED
-                )
+        return store.put(as_promised(record, wanted.promised), files)
 
 
 def _told(tried: list[tuple[str, str]]) -> str:
     return "; ".join(f"{where}: {why}" for where, why in tried)
-
-
-def _require_wanted(reference: str, record: Mapping[str, Any], wanted: _Wanted) -> None:
-    """Refuses a record of something else than what is wanted, as far as that is known. Raises IntegrityError."""
-    pairs: list[tuple[object, object]] = [
-        (str(wanted), "{kind} {version} ({arch})".format(**record)),
-        (wanted.content, identity_of(record)[: len(wanted.content)]),
-    ]
-    if wanted.inputs is not None:
-        differing = changes(record["inputs"], wanted.inputs)
-        pairs += [(f"{name} {new}", f"{name} {old}") for name, (old, new) in differing.items()]
-    if wanted.promised is not None:
-        pairs.append((identity_of(wanted.promised), identity_of(record)))
-        if wanted.kind == KERNEL:  # an initrd may be compressed otherwise there
-            pairs.append((wanted.promised["files"], record["files"]))
-    for expected, got in pairs:
-        if expected != got:
-            told = printable(str(got))[:500]
-            raise IntegrityError(reference, expected=expected, got=told, consequence=_REFUSED)
-
-
-def _as_promised(record: Mapping[str, Any], promised: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The record that was promised, if any, of the files that are there."""
-    if promised is None:
-        return record
-    compressed = {"compressor": str(record.get("compressor"))} if "compressor" in promised else {}
-    return {**promised, "files": record["files"], **compressed}
-
-
-def _fault(repository: Repository, trust: Trust, digest: Digest, layer: object) -> str | None:
-    """Why the signature in one layer does not count; None when it does."""
-    from systemfiles.sources.signatures import LARGEST_PAYLOAD
-    from systemfiles.sources.transport import Answered
-
-    notes = layer.get("annotations") if isinstance(layer, dict) else None
-    if not isinstance(layer, dict) or not isinstance(notes, dict):
-        return "one is no signature"
-    try:
-        data = repository.small_blob(Digest.parse(str(layer.get("digest"))), limit=LARGEST_PAYLOAD)
-    except (Answered, InvalidDigest, IntegrityError, SourceRefused) as error:
-        if isinstance(error, Answered) and error.temporary:
-            raise
-        return f"one cannot be read ({printable(str(error).splitlines()[0])[:100]})"
-    return trust.fault(digest, data, notes)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from systemfiles.content.descriptors import IMAGE_CONFIG, Descriptor
 from systemfiles.content.descriptors import manifest as image_manifest
@@ -28,7 +28,16 @@ from systemfiles.sources.http import candidates, try_each
 from systemfiles.sources.oci import Reference, Repository
 from systemfiles.sources.transport import Transport
 
-Accept = Callable[[Repository, Manifest], None]
+
+class Gate(Protocol):
+    """What is pulled must pass it; each raises unless that is acceptable."""
+
+    def named(self, repository: Repository, found: Manifest) -> None:
+        """`found` is what the reference names in `repository`."""
+
+    def holds(self, config: Descriptor, layers: Sequence[Descriptor]) -> None:
+        """These are the blobs of the image, of which none is fetched yet."""
+
 
 PARALLEL = 4
 CONVERTED = "io.systemfiles.converted-from"
@@ -46,22 +55,21 @@ class Puller:
         self._site = site
         self._layout = site.store.layout
 
-    def pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS, accept: Accept | None = None) -> Descriptor:
+    def pull(self, reference: str, arch: Arch, *, hint: str = MIRRORS, gate: Gate | None = None) -> Descriptor:
         """The manifest of image `reference` for `arch`, with all it refers to in the content store.
 
-        Mirrors are tried first, the registry last; `hint` is for when none has it. `accept` is called with each one's
-        repository and what `reference` names there, and raises unless that is acceptable. Raises SourceUnavailable,
-        IntegrityError, UsageError, StoreError.
+        Mirrors are tried first, the registry last; `hint` is for when none has it. What each has must pass
+        `gate`. Raises SourceUnavailable, IntegrityError, UsageError, StoreError.
         """
         pulled: list[Descriptor] = []
 
         def get(place: str) -> None:
-            pulled.append(self._pull_from(Reference.parse(place), arch, accept))
+            pulled.append(self._pull_from(Reference.parse(place), arch, gate))
 
         try_each(candidates(reference, self._site.catalog.mirrors), get, subject=f"image {reference}", hint=hint)
         return pulled[-1]
 
-    def _pull_from(self, reference: Reference, arch: Arch, accept: Accept | None) -> Descriptor:
+    def _pull_from(self, reference: Reference, arch: Arch, gate: Gate | None) -> Descriptor:
         stop = threading.Event()
         repository = Repository(
             reference.registry,
@@ -74,10 +82,12 @@ class Puller:
             return repository.manifest(entry_of(entry, subject=repository.name).digest)
 
         found = repository.manifest(reference.target)
-        if accept:
-            accept(repository, found)
+        if gate:
+            gate.named(repository, found)
         manifest = for_platform(found, arch, get, subject=repository.name)
         config, *layers = parts = parts_of(manifest, subject=str(reference))
+        if gate:
+            gate.holds(config, layers)
         self._layout.create()
         self._require_space(parts)
         self._fetch(repository, config, stop)

@@ -39,6 +39,8 @@ except ImportError:
     COMPRESSOR = f"zlib {zlib.ZLIB_RUNTIME_VERSION} level {LEVEL}"
 CONTENT_LIMITS = Limits(cpioreader.Limits().size, max_ratio=200, ratio_free=256 << 20)
 """How far an initrd may unpack here: to what the reader of cpio archives takes."""
+_PLAIN = b"\x1f\x8b\x08\x00"
+"""How what is written here begins: gzip, deflated, without flags (RFC 1952, 2.3)."""
 INIT = "init"
 _GUEST = Path(__file__).parent / "guest"
 _DIRECTORIES = (
@@ -178,7 +180,9 @@ def _modules(tar: Path, load: Sequence[str], carry: Sequence[str]) -> tuple[tupl
 def check_content(path: Path, sha256: str, *, subject: object) -> None:
     """Makes sure that the initrd at `path` is one gzip member whose content has this digest, in hex.
 
-    The kernel would unpack whatever follows the first one (its early-userspace/buffer-format). Raises DigestMismatch.
+    And that the kernel finds the same in it: that would unpack whatever follows the member (its early-userspace/
+    buffer-format), and takes what flags of the header announce, but for a name, for content (its
+    lib/decompress_inflate.c). Raises DigestMismatch.
     """
     expected, got = Digest.from_hex(sha256), _content_of(path)
     if got != expected:
@@ -190,6 +194,9 @@ def _content_of(path: Path) -> str:
     content = Hasher()
     try:
         with path.open("rb") as stream:
+            if stream.read(len(_PLAIN)) != _PLAIN:
+                return "something else than a gzip member without flags"
+            stream.seek(0)
             for block in unpacked(Packed(stream, length=path.stat().st_size), Compression.GZIP, CONTENT_LIMITS):
                 content.update(block)
     except (OSError, BadStream) as error:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from systemfiles.content.artifacts import RECORD, Artifact, artifact_of, listed, parse_record
-from systemfiles.content.packaging import Document, public_record
+from systemfiles.content.packaging import DOCUMENTS, Document, public_record
 from systemfiles.foundation.digest import hash_file
 from systemfiles.foundation.errors import DigestMismatch, IntegrityError, UsageError
 from systemfiles.foundation.files import link_or_copy, make_dirs, storing, write_file
@@ -82,6 +82,9 @@ def _artifact(dist: Path, path: Path, told: Mapping[str, str]) -> Artifact:
     if said != (place := path.parent.parts[-3:]):
         raise IntegrityError(path, expected=" ".join(place), got=" ".join(said), consequence=_REFUSED)
     artifact = artifact_of(record, path.parent)
+    for document in DOCUMENTS:
+        if (path.parent / document.file).relative_to(dist).as_posix() not in told:
+            raise IntegrityError(path.parent, expected=document.file, got="none", consequence=_REFUSED)
     for name, facts in artifact.files.items():
         file = path.parent / name
         if (got := told.get(file.relative_to(dist).as_posix())) != facts.sha256:

@@ -8,8 +8,8 @@ For each version, in this order, so that whoever stops it leaves nothing that po
 
 What is there already is not sent again, and what is missing is. A version that was published is never changed: its
 manifests must be these, and its documents stay the ones it was first published with, as long as a key that is given has
-signed them. An architecture, or a signature, may be added. Publish a version from one place at a time: of two indexes,
-the last one stays.
+signed them. An architecture, or a signature, may be added; the former by whoever has every key that it is signed with.
+Publish a version from one place at a time: of two indexes, the last one stays.
 
 A registry is not believed here either: a signature is made only of what is in this release, or was signed by a key that
 is given.
@@ -18,6 +18,7 @@ is given.
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,10 +29,14 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from systemfiles.content.artifacts import Artifact
 from systemfiles.content.descriptors import IMAGE_CONFIG, INDEX, MANIFEST, Descriptor, canonical
+from systemfiles.content.images import parts_of
 from systemfiles.content.packaging import (
     DOCUMENTS,
     EMPTY,
+    VERSION,
+    Document,
     Packed,
+    artifact_type,
     blobs_of,
     descriptor_of,
     pack,
@@ -44,15 +49,19 @@ from systemfiles.foundation.errors import (
     DigestMismatch,
     InvalidDigest,
     SignatureRefused,
+    SourceRefused,
+    StoreError,
     UsageError,
     VersionConflict,
 )
-from systemfiles.foundation.manifests import Manifest
+from systemfiles.foundation.manifests import INDEXES, Manifest
 from systemfiles.foundation.progress import Progress, silent
+from systemfiles.foundation.units import printable
 from systemfiles.sources.oci import Reference, Repository
 from systemfiles.sources.signatures import (
     KEY_ID,
     LARGEST_PAYLOAD,
+    MOST_SIGNATURES,
     PAYLOAD,
     SIGNATURE,
     PrivateKey,
@@ -105,30 +114,60 @@ class _Publishing:
         self._payloads: dict[Digest, bytes] = {}
 
     def run(self, artifacts: list[Artifact], keys: Sequence[PrivateKey]) -> Publication:
-        there = self._find(self._version)
+        there = self._published(keys)
         published = known = _entries(there)
         mine: dict[Arch, tuple[Artifact, Packed]] = {
             artifact.arch: (artifact, pack(artifact.record, blobs_of(artifact.record))) for artifact in artifacts
         }
         for arch, (_, packed) in mine.items():
             if arch in known and (theirs := known[arch].digest) != packed.target.digest:
-                changes = {"manifest": (theirs, packed.target.digest)}
-                raise VersionConflict(self._kind, self._version, arch.value, changes=changes)
+                manifests = {"manifest": (theirs, packed.target.digest)}
+                raise VersionConflict(self._kind, self._version, arch.value, changes=manifests)
         if there and keys and not self._vouched(there.digest, keys):
             self._require_all(there.digest, published.keys() - mine.keys())
             there, known = None, {}  # whoever put it there: what is signed is our own
         lacking = [arch for arch in mine if arch not in known or not self._has_all(known[arch])]
-        if there and lacking and not keys and self._signatures(there.digest):
-            msg = f"{self._reference} is signed, and more is to be added to it"
-            raise UsageError(msg, hint="give every key that it is to be signed with again: --key FILE")
-        targets = {arch: self._push(*mine[arch]) for arch in lacking}
+        targets = {arch: _entry(*mine[arch]) for arch in lacking}
         index = there.raw if there and not targets else pack_index(self._kind, self._version, {**known, **targets})
+        if there and Digest.of(index) != there.digest:
+            self._require_signers(there.digest, keys)
+        for arch in lacking:
+            self._push(*mine[arch])
         digest = self._push_manifest(index, INDEX)
         signed = self._sign(digest, keys) if keys else ()
         if there is None or there.digest != digest:
             self._repository.push_manifest(index, INDEX, self._version)
         arches = tuple(sorted({*known, *mine}, key=str))
         return Publication(f"{self._reference}@{digest}", arches, self._pushed, signed)
+
+    def _published(self, keys: Sequence[PrivateKey]) -> Manifest | None:
+        """The index of this version that is there. Raises UsageError when something else is, and there are no keys.
+
+        It must say itself what it is of: a signed one of another version may lie here.
+        """
+        found = self._find(self._version)
+        if found is None:
+            return None
+        notes = found.value.get("annotations")
+        said = (found.value.get("artifactType"), notes.get(VERSION) if isinstance(notes, dict) else None)
+        if found.media_type in INDEXES and said == (artifact_type(self._kind), self._version):
+            return found
+        if not keys:
+            msg = f"{self._reference} is there and something else ({found.digest})"
+            raise UsageError(msg, hint="delete it there, or publish to another place")
+        return None  # whoever put it there: what is signed is our own
+
+    def _require_signers(self, digest: Digest, keys: Sequence[PrivateKey]) -> None:
+        """Refuses to replace an index that is signed with more than `keys`: hosts may trust only those."""
+        others = [
+            str(layer.get("annotations", {}).get(KEY_ID, "a key without an id"))
+            for layer in self._signatures(digest)
+            if not any(self._is_of(layer, key.public, digest) for key in keys)
+        ]
+        if others:
+            msg = f"{self._reference} is signed, and more is to be added to it"
+            hint = f"give every key it is signed with: --key FILE; or delete those signatures first: {tag_of(digest)}"
+            raise UsageError(msg, details=[("also by", printable(", ".join(others))[:300])], hint=hint)
 
     def _vouched(self, digest: Digest, keys: Sequence[PrivateKey]) -> bool:
         """Whether one of `keys` has signed this index: then all that is in it may be signed again."""
@@ -139,12 +178,13 @@ class _Publishing:
         promised = [entry.digest, *(entry.annotations.get(document.annotation) for document in DOCUMENTS)]
         for digest in promised:
             manifest = self._find(Digest.parse(digest)) if digest else None
-            if manifest is None:
+            try:
+                parts = parts_of(manifest, subject=self._repository.name) if manifest else []
+            except SourceRefused:
+                return False  # an index, or what nobody can pull
+            there = (self._ask(part.digest, partial(self._repository.has_blob, part.digest)) for part in parts)
+            if not parts or not all(there):
                 return False
-            for part in (manifest.value.get("config"), *manifest.value["layers"]):
-                blob = Descriptor.from_json(part).digest
-                if not self._ask(blob, partial(self._repository.has_blob, blob)):
-                    return False
         return True
 
     def _require_all(self, digest: Digest, others: Iterable[Arch]) -> None:
@@ -158,8 +198,8 @@ class _Publishing:
             refused.hint = "release every architecture of it, or give the key that it was signed with, too"
             raise refused
 
-    def _push(self, artifact: Artifact, packed: Packed) -> Descriptor:
-        """Pushes one architecture's artifact; its entry for the index."""
+    def _push(self, artifact: Artifact, packed: Packed) -> None:
+        """Pushes one architecture's artifact, and its documents."""
         for name, facts in sorted(artifact.files.items()):
             with (artifact.directory / name).open("rb") as content:
                 subject = f"{self._version} {name} ({artifact.arch})"
@@ -168,26 +208,25 @@ class _Publishing:
         self._push_bytes(packed.config)
         self._push_manifest(packed.manifest, MANIFEST)
         self._push_bytes(EMPTY)  # the config of what refers to it
-        notes = {}
-        for document in DOCUMENTS:
-            data = (artifact.directory / document.file).read_bytes()
+        for document, data, referrer in _documents(artifact, packed):
             self._push_bytes(data)
-            referrer = pack_document(document, data, packed.target)
             listed = {**descriptor_of(referrer, MANIFEST).to_json(), "artifactType": document.media_type}
-            notes[document.annotation] = str(self._repository.attach(referrer, packed.target.digest, listed))
-        return replace(packed.target, annotations=notes)
+            self._repository.attach(referrer, packed.target.digest, listed)
 
     def _sign(self, digest: Digest, keys: Sequence[PrivateKey]) -> tuple[str, ...]:
         """Adds the signatures of an index that it does not have yet; the ids of all of `keys`."""
-        layers = self._signatures(digest)
+        layers = self._signatures(digest)[:MOST_SIGNATURES]
         missing = [key for key in keys if not any(self._is_of(layer, key.public, digest) for layer in layers)]
+        # first ours, as nobody looks at more
+        layers.sort(key=lambda layer: not any(self._is_of(layer, key.public, digest) for key in keys))
         if missing:
             data = payload(f"{self._reference.registry}/{self._reference.repository}", digest)
             self._push_bytes(data)
             for key in missing:
                 signature = base64.b64encode(key.sign(data)).decode()
                 notes = {SIGNATURE: signature, KEY_ID: str(key.public.id)}
-                layers.append(descriptor_of(data, PAYLOAD, notes).to_json())
+                layers.insert(0, descriptor_of(data, PAYLOAD, notes).to_json())
+            del layers[MOST_SIGNATURES:]
             config = canonical(
                 {
                     "architecture": "",
@@ -206,8 +245,12 @@ class _Publishing:
     def _signatures(self, digest: Digest) -> list[dict[str, Any]]:
         """The layers of the manifest of an index's signatures; none when there is none, or it is something else."""
         there = self._find(tag_of(digest))
-        layers = there.value.get("layers") if there else None
-        return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
+        found = there.value.get("layers") if there else None
+        layers: list[dict[str, Any]] = []
+        for layer in found if isinstance(found, list) else ():
+            with contextlib.suppress(StoreError):
+                layers.append(Descriptor.from_json(layer).to_json())
+        return layers
 
     def _is_of(self, layer: Mapping[str, Any], key: PublicKey, digest: Digest) -> bool:
         """Whether a signature of `digest` that is there is of `key`."""
@@ -216,7 +259,7 @@ class _Publishing:
             if named not in self._payloads:
                 small = partial(self._repository.small_blob, named, limit=LARGEST_PAYLOAD)
                 self._payloads[named] = self._ask(named, small) or b""
-        except (KeyError, TypeError, ValueError, InvalidDigest, DigestMismatch):
+        except (KeyError, TypeError, ValueError, InvalidDigest, DigestMismatch, SourceRefused):
             return False  # not whole, so it is of no use to anybody
         data = self._payloads[named]
         return signed_digest(data) == digest and key.made(signature, data)
@@ -256,6 +299,19 @@ class _Publishing:
 def read_keys(paths: Iterable[Path]) -> list[PrivateKey]:
     """The keys to sign with. Raises UsageError, ToolMissing."""
     return [PrivateKey.read(path) for path in paths]
+
+
+def _documents(artifact: Artifact, packed: Packed) -> Iterator[tuple[Document, bytes, bytes]]:
+    """What is told of an artifact: each document, its bytes, and the manifest that refers to the artifact's."""
+    for document in DOCUMENTS:
+        data = (artifact.directory / document.file).read_bytes()
+        yield document, data, pack_document(document, data, packed.target)
+
+
+def _entry(artifact: Artifact, packed: Packed) -> Descriptor:
+    """What the index says of one architecture's artifact."""
+    notes = {document.annotation: str(Digest.of(referrer)) for document, _, referrer in _documents(artifact, packed)}
+    return replace(packed.target, annotations=notes)
 
 
 def _entries(index: Manifest | None) -> dict[Arch, Descriptor]:

@@ -80,12 +80,13 @@ def try_each(places: Iterable[str], get: Callable[[str], None], *, subject: str,
     """The first of `places` that `get` gets it from. Raises what the last one did wrong, or SourceUnavailable."""
     tried: list[tuple[str, str]] = []
     wrong: IntegrityError | None = None
+    last: IntegrityError | None = None
     for place in places:
-        wrong = None
+        last = None
         try:
             get(place)
         except IntegrityError as error:
-            wrong = error
+            last, wrong = error, wrong or error
             tried.append((place, f"expected {error.expected}, got {error.got}"))
         except SourceRefused as error:
             tried.append((place, error.problem))
@@ -96,9 +97,9 @@ def try_each(places: Iterable[str], get: Callable[[str], None], *, subject: str,
                 failures = "; ".join(f"{where}: {why}" for where, why in tried)
                 log.warning("%s came from %s; before that, %s", subject, place, failures)
             return place
-    if wrong:
-        raise wrong
-    raise SourceUnavailable(subject, tried=tried, hint=hint)
+    if last:
+        raise last
+    raise SourceUnavailable(subject, tried=tried, hint=hint, wrong=wrong)
 
 
 def download(

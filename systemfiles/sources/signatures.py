@@ -32,6 +32,8 @@ PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE = "dev.cosignproject.cosign/signature"
 KEY_ID = "io.systemfiles.key"
 """On a signature: the id of the key that made it; a hint for messages, which nothing relies on."""
+MOST_SIGNATURES = 8
+"""of one index, that anybody looks at"""
 LARGEST_PAYLOAD = 64 << 10
 _TYPE = "cosign container image signature"
 _LARGEST_KEY = 64 << 10

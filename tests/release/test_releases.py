@@ -148,6 +148,18 @@ def test_sums_that_are_none_are_refused(copy: Path, data: bytes) -> None:
         read_dist(copy)
 
 
+def test_a_release_without_a_document_is_told_before_anything_is_pushed(dist: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "dist"
+    shutil.copytree(dist, copied)
+    lost = "kernel/k-1/x86_64/sbom.cdx.json"
+    (copied / lost).unlink()
+    lines = (copied / "SHA256SUMS").read_text().splitlines(keepends=True)
+    (copied / "SHA256SUMS").unlink()
+    (copied / "SHA256SUMS").write_text("".join(line for line in lines if lost not in line))
+    with pytest.raises(IntegrityError, match=r"expected  sbom\.cdx\.json"):
+        read_dist(copied)
+
+
 def test_a_folder_that_is_no_release_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="doit release"):
         read_dist(tmp_path)

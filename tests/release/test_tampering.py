@@ -302,6 +302,69 @@ def test_documents_that_somebody_exchanged_are_not_signed_by_the_next_release(pr
     assert press.host(trusted=(key,)).ensure("k-2", "i-2").kernel.version == "k-2"
 
 
+def test_a_signed_index_of_another_version_is_not_built_upon(press: Press) -> None:
+    """Whoever may write to the registry puts it there before the release comes."""
+    key = press.key()
+    press.publish(key)
+    late = press.elsewhere("late")
+    for version in ("k-1", "k-2"):
+        late.publish(key, artifacts=tuple(each for each in press.artifacts if each.arch is Arch.AARCH64))
+        put(late, late.index("k-1"), version)
+    mine = tuple(each for each in press.artifacts if each.arch is Arch.X86_64 and each.version == "k-2")
+    late.publish(key, artifacts=mine)
+    assert entries(late.index("k-2")).keys() == {"amd64"}
+    late.publish(key)
+    assert late.index("k-2") == press.index("k-2")
+
+
+def test_what_is_there_and_something_else_is_not_replaced_without_a_key(press: Press) -> None:
+    press.publish()
+    before = press.index("k-1")
+    put(press, before, "k-2")
+    with pytest.raises(UsageError, match="something else"):
+        press.publish()
+    assert press.index("k-2") == before
+
+
+def test_whoever_adds_to_a_version_has_every_key_that_it_is_signed_with(press: Press) -> None:
+    """Hosts that trust only the other one could not take any more what they could."""
+    old, new = press.key(), press.key()
+    half = tuple(each for each in press.artifacts if each.arch is Arch.X86_64)
+    press.publish(old, new, artifacts=half)
+    before = press.index("k-2")
+    with pytest.raises(UsageError, match="more is to be added") as caught:
+        press.publish(new)
+    assert old.id in str(caught.value)
+    assert press.index("k-2") == before
+    press.publish(new, old)
+    for key in (old, new):
+        assert press.host(trusted=(key,), arch=Arch.AARCH64).ensure("k-2", "i-2").kernel.version == "k-2"
+
+
+def test_a_signature_is_where_hosts_look_whatever_else_is_there(press: Press) -> None:
+    digest = press.publish()["k-2"].rpartition("@")[2]
+    repository = press.repository()
+    layers = []
+    for number in range(9):
+        data = b"%d" % number
+        repository.push_blob(Digest.of(data), len(data), io.BytesIO(data))
+        layers.append({"mediaType": MANIFEST, "digest": Digest.of(data), "size": len(data)})
+    manifest = {**repository.manifest(entries(press.index("k-2"))["amd64"]["digest"]).value, "layers": layers}
+    repository.push_manifest(json.dumps(manifest).encode(), MANIFEST, tag_of(Digest.parse(digest)))
+    key = press.key()
+    press.publish(key)
+    assert press.host(trusted=(key,)).ensure("k-2", "i-2").kernel.version == "k-2"
+
+
+def test_an_entry_that_names_no_manifest_is_mended(press: Press) -> None:
+    """An annotation of the entry points to an index instead of a document."""
+    before = press.publish()
+    index = press.index("k-2")
+    entries(index)["amd64"]["annotations"][DOCUMENTS[0].annotation] = press.repository().manifest("k-1").digest
+    put(press, index)
+    assert press.publish() == before
+
+
 # ── what is no tampering ─────────────────────────────────────────────────────────────────────────────────────────
 
 
