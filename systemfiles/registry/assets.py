@@ -21,8 +21,8 @@ LIVE = "(expires_at IS NULL OR expires_at > ?)"
 """Whether a lease holds, for now. SQLite orders every text behind all numbers: an unreadable end keeps the lease."""
 
 _ID = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
-_LABEL_BYTES, _VALUE_BYTES = 255, 1024
-"""With an id, what fits into one entry of an index of PostgreSQL: 2704 bytes."""
+_LABEL_BYTES, _VALUE_BYTES, _PATH_BYTES = 255, 1024, 1024
+"""With an id, or that of a store, what fits into one entry of an index of PostgreSQL: 2704 bytes."""
 
 
 class AssetType(StrEnum):
@@ -117,6 +117,20 @@ def locate(transaction: Transaction, asset_id: str, store_id: str, path: str) ->
     )
 
 
+def _locate_alone(transaction: Transaction, asset_id: str, store_id: str, path: str) -> None:
+    """As `locate`, of an asset that is new. Raises UsageError for a path that is another's, or not yet free again."""
+    taken = "INSERT INTO asset_locations (asset_id, store_id, path, state) VALUES (?, ?, ?, 'present')"
+    place = "WHERE store_id = ? AND path = ?"
+    while transaction.execute(f"{taken} ON CONFLICT DO NOTHING", (asset_id, store_id, path)) != 1:
+        for (owner,) in transaction.rows(f"SELECT asset_id FROM asset_locations {place}", (store_id, path)):
+            msg = f"{path!r:.200} is the file of asset {owner!r:.300}"
+            raise UsageError(msg, hint="give each asset a file of its own")
+    # last: who took the path out of the way meanwhile has left a tombstone
+    for (owner,) in transaction.rows(f"SELECT asset_id FROM tombstones {place} LIMIT 1", (store_id, path)):
+        msg = f"{path!r:.200} is still to be removed with asset {owner!r:.300}, which was there before"
+        raise UsageError(msg, hint="give it another path; or collect first, and write the file again then")
+
+
 def find(transaction: Transaction, asset_id: str, now: int) -> Asset:
     """The asset as it is. Raises AssetNotFound."""
     found = select(transaction, "FROM assets a WHERE a.id = ?", (asset_id,), now)
@@ -153,13 +167,17 @@ class Assets:
         """Adds `asset`, and where its bytes are when `store_id` has them. Raises AssetExists, UsageError.
 
         `path` is below that store's data directory, and the file there is the asset's alone: it goes with the asset.
+        So long the path is not free again; write a file only once its asset is registered, or to a path that is new.
         """
         if store_id is not None:
             check_asset_path(path)
+            if len(path.encode(errors="surrogatepass")) > _PATH_BYTES:
+                what = "path"
+                raise _refused(what, path, f"up to {_PATH_BYTES} bytes of text")
         with self._database.writing() as transaction:
             insert(transaction, asset)
             if store_id is not None:
-                locate(transaction, asset.id, store_id, path)
+                _locate_alone(transaction, asset.id, store_id, path)
         return asset
 
     def get(self, asset_id: str, *, now: int, access: bool = True) -> Asset:

@@ -149,16 +149,16 @@ class Collector:
             self._registry.tombstones.drop([stone.id for stone in stones[start : start + BATCH]])
 
     def _remove_assets(self, stones: list[Tombstone], outcome: Outcome) -> Iterator[_Carried]:
-        """Removes the files of those that have no row again."""
+        """Removes their files; none that is another asset's, as another program may have left it."""
         if not stones:
             return
         directories = set()
         with self._store.layout.exclusively():
-            back = self._with_rows([stone.asset_id for stone in stones])
+            taken = self._taken([stone.path for stone in stones])
             for stone in stones:
                 try:
                     path = self.file_of(stone.path)
-                    yield _Carried(stone, None if stone.asset_id in back else _unlink(path))
+                    yield _Carried(stone, None if stone.path in taken else _unlink(path))
                     directories.add(path.parent)
                 except UsageError as error:  # what that path leads to is not ours, and will never be
                     msg = f"asset {stone.asset_id!r:.300} is forgotten, and no file removed: {error.summary}"
@@ -211,6 +211,15 @@ class Collector:
         """Whether a row is that of an artifact, and the artifact is there."""
         key = artifact_at(row.path, row.id)
         return key is not None and (self._paths.artifact(*key) / RECORD).exists()
+
+    def _taken(self, paths: list[str]) -> set[str]:
+        """Those of these paths that an asset has."""
+        with self._registry.database.reading() as transaction:
+            rows = transaction.rows(
+                f"SELECT path FROM asset_locations WHERE store_id = ? AND path IN ({marks(paths)})",
+                (self._registry.store_id, *paths),
+            )
+        return {row[0] for row in rows}
 
     def _with_rows(self, ids: list[str]) -> set[str]:
         with self._registry.database.reading() as transaction:

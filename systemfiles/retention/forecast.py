@@ -99,14 +99,14 @@ class Forecast:
 
     def _leaving(self, tombstones: Tombstones, young: int) -> Iterator[tuple[str, str, Gone]]:
         """Id, path, and what would be told."""
-        doomed = set[str]()
+        doomed = set[tuple[str, str]]()  # an id may come again with another file
         for stones in tombstones.pending():
-            for stone in (each for each in stones if each.asset_id not in doomed):
-                doomed.add(stone.asset_id)
+            for stone in (each for each in stones if (each.asset_id, each.path) not in doomed):
+                doomed.add((stone.asset_id, stone.path))
                 yield stone.asset_id, stone.path, _told(stone)
         for batch in tombstones.candidates(now=self._registry.now(), unused_since=young):
             for each in batch:
-                if each.id not in doomed:
+                if (each.id, each.path) not in doomed:
                     yield each.id, each.path, Gone(each.id, UNHELD, each.last_held_by, each.size_bytes)
 
 

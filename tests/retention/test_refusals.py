@@ -252,6 +252,7 @@ def _register_in_spite_of_its_path(host: Host, asset: str, path: str) -> None:
     """As a fault of somebody else could leave it."""
     register(host, asset, "assets/bad.img")
     with host.system.holdings.registry.database.writing() as transaction:
+        transaction.execute("DROP INDEX IF EXISTS asset_locations_at")
         transaction.execute("UPDATE asset_locations SET path = ? WHERE asset_id = ?", (path, asset))
 
 
@@ -266,6 +267,32 @@ def test_an_asset_that_cannot_be_removed_is_a_problem_that_keeps_nothing_else(ho
         assert ["cannot be written" in str(problem) for problem in collected.problems] == [True]
     shutil.rmtree(host.data / "assets" / "a directory")
     assert gone(host.collect()) == {"bad"}
+
+
+def test_of_two_assets_with_one_file_neither_takes_the_others(host: Host) -> None:
+    """As a fault of somebody else could leave it."""
+    file = register(host, "one", "assets/one.img")
+    _register_in_spite_of_its_path(host, "two", "assets/one.img")
+    assert [each.what for each in host.system.keeper.collector.delete("two").gone] == []
+    assert file.exists()
+    assert [each.what for each in host.system.keeper.collector.delete("one").gone] == ["one"]
+    assert not file.exists()
+
+
+def test_a_path_is_free_again_once_a_collection_has_removed_what_was_there(host: Host) -> None:
+    register(host, "one", "assets/one.img")
+    registry = host.system.holdings.registry
+    registry.tombstones.delete("one", now=host.clock())
+    with pytest.raises(UsageError, match="is still to be removed with asset 'one'"):
+        register(host, "one", "assets/one.img")
+    file = register(host, "one", "assets/another.img")
+    host.clock.advance(60)
+    foretold = host.collect(dry_run=True)
+    collected = host.collect()
+    assert foretold == collected
+    assert [each.what for each in collected.gone] == ["one", "one"]
+    assert not file.exists()
+    assert register(host, "one", "assets/one.img").exists()
 
 
 # --- deletion ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from systemfiles.foundation.errors import AssetExists, AssetNotFound, StoreError, UsageError
 from systemfiles.registry.assets import AssetStatus, AssetType, Backend
 from systemfiles.registry.query import list_assets
+from systemfiles.registry.tombstones import Tombstones
 from tests.contract.registry.support import STORE, World, asset
 
 FULL = asset(
@@ -158,6 +160,23 @@ def test_a_path_that_is_not_the_assets_own_is_refused(world: World, path: str) -
     with pytest.raises(UsageError, match="is no path of an asset"):
         world.assets.register(asset("a"), store_id=STORE, path=path)
     assert world.ids() == []
+
+
+def test_a_file_is_one_assets_alone(world: World) -> None:
+    world.add("a")
+    with pytest.raises(UsageError, match="'files/a' is the file of asset 'a'"):
+        world.assets.register(asset("b"), store_id=STORE, path="files/a")
+    assert world.ids() == ["a"]
+    world.assets.register(asset("b"), store_id="store-b", path="files/a")
+
+
+def test_the_longest_path_is_kept_and_a_longer_one_refused(world: World) -> None:
+    longest = "/".join(secrets.token_hex(60) for _ in range(9))[:1024]
+    world.assets.register(asset("a"), store_id="s" * 64, path=longest)
+    with pytest.raises(UsageError, match="up to 1024 bytes"):
+        world.assets.register(asset("b"), store_id="s" * 64, path=f"{longest}x")
+    world.tombstones = Tombstones(world.database, "s" * 64)
+    assert [stone.path for stone in world.tombstones.delete("a", now=1000)] == [longest]
 
 
 @pytest.mark.parametrize("path", ["a", "files/a", ".a", "a..b", "...", "systems/a", "a\\b", "é/ü"])

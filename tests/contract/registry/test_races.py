@@ -10,7 +10,14 @@ from multiprocessing.synchronize import Barrier
 
 import pytest
 
-from systemfiles.foundation.errors import AssetExists, AssetInUse, AssetNotFound, LeaseNotFound, SystemFilesError
+from systemfiles.foundation.errors import (
+    AssetExists,
+    AssetInUse,
+    AssetNotFound,
+    LeaseNotFound,
+    SystemFilesError,
+    UsageError,
+)
 from systemfiles.registry.assets import Assets
 from systemfiles.registry.leases import Leases
 from systemfiles.registry.tombstones import Tombstones
@@ -145,6 +152,27 @@ def test_an_id_can_be_registered_again_behind_its_deletion(pair: World) -> None:
     ):
         assert pair.assets.get("a", now=1).name == "second"
         assert len(pending(pair.tombstones)) == 1
+
+
+def test_of_two_that_register_a_path_one_has_it(world: World) -> None:
+    with meanwhile(
+        world,
+        lambda standing: Assets(standing.database).register(asset("x"), store_id=STORE, path="p"),
+        lambda: world.assets.register(asset("y"), store_id=STORE, path="p"),
+    ) as (_, error):
+        assert isinstance(error, UsageError)
+        assert world.ids() == ["x"]
+
+
+def test_a_path_cannot_be_registered_again_behind_its_deletion(pair: World) -> None:
+    with meanwhile(
+        pair,
+        lambda standing: Tombstones(standing.database, STORE).delete("a", now=1000),
+        lambda: pair.assets.register(asset("c"), store_id=STORE, path="files/a"),
+    ) as (_, error):
+        assert isinstance(error, UsageError)
+        assert "is still to be removed" in error.summary
+        assert pair.ids() == ["b"]
 
 
 def test_of_two_updates_neither_is_lost(pair: World) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from systemfiles.foundation.errors import AssetInUse, AssetNotFound, LeaseNotFound
+from systemfiles.foundation.errors import AssetInUse, AssetNotFound, LeaseNotFound, UsageError
+from systemfiles.registry.assets import insert, locate
 from systemfiles.registry.tombstones import BATCH, Tombstone, Tombstones
 from tests.contract.registry.support import STORE, World, asset, pending
 
@@ -77,10 +78,34 @@ def test_what_was_used_since_stays(world: World) -> None:
 def test_an_id_may_come_again_while_its_tombstone_is_there(world: World) -> None:
     world.add("a")
     (first,) = world.tombstones.delete("a", now=1000)
-    world.add("a")
+    world.assets.register(asset("a"), store_id=STORE, path="files/another")
     (second,) = world.tombstones.delete("a", now=1000)
     assert first.id != second.id
     assert pending(world.tombstones) == tuple(sorted((first, second), key=lambda stone: stone.id))
+
+
+def test_a_path_comes_again_when_its_tombstone_is_gone_and_not_before(world: World) -> None:
+    world.add("a")
+    (stone,) = world.tombstones.delete("a", now=1000)
+    for id in ("a", "b"):
+        with pytest.raises(UsageError, match="'files/a' is still to be removed with asset 'a'"):
+            world.assets.register(asset(id), store_id=STORE, path="files/a")
+    assert world.ids() == []
+    world.assets.register(asset("b"), store_id=OTHER, path="files/a")
+    world.tombstones.drop([stone.id])
+    world.add("a")
+    assert world.ids() == ["a", "b"]
+
+
+def test_an_artifact_may_be_there_again_while_its_tombstone_is(world: World) -> None:
+    """Its directory is looked at once more before it goes."""
+    world.add("a")
+    world.tombstones.delete("a", now=1000)
+    with world.database.writing() as transaction:
+        insert(transaction, asset("a"))
+        locate(transaction, "a", STORE, "files/a")
+    assert world.ids() == ["a"]
+    assert len(pending(world.tombstones)) == 1
 
 
 def test_more_than_a_batch_is_condemned_at_once(world: World) -> None:

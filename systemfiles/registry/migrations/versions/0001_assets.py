@@ -9,7 +9,7 @@ Texts are ordered by their bytes in both, which no upgrade of a host's collation
     asset_labels      with the asset's created_at, so that a page of a label's assets is one range of an index
     asset_leases      expires_at NULL: without end; one lease may hold several assets, asset_count of them; store_id:
                       only that store's copy is held, or every one when it is empty
-    asset_locations   which store has the asset's bytes, and under which path
+    asset_locations   which store has the asset's bytes, and under which path, which is no other's
     tombstones        what has lost its row and will lose its bytes, in which store
     content_use       when a store's content (an image) was last asked for
 """

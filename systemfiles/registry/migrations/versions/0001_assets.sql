@@ -60,6 +60,7 @@ CREATE TABLE asset_locations (
     PRIMARY KEY (asset_id, store_id)
 );
 CREATE INDEX asset_locations_of_store ON asset_locations (store_id, asset_id);
+CREATE UNIQUE INDEX asset_locations_at ON asset_locations (store_id, path);
 CREATE TABLE tombstones (
     id TEXT PRIMARY KEY,
     store_id TEXT NOT NULL,
@@ -72,6 +73,7 @@ CREATE TABLE tombstones (
     created_at BIGINT NOT NULL
 );
 CREATE INDEX tombstones_of_store ON tombstones (store_id, id);
+CREATE INDEX tombstones_at ON tombstones (store_id, path);
 CREATE TABLE content_use (
     store_id TEXT NOT NULL,
     digest TEXT NOT NULL,
