@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from systemfiles.commands.common import add_json, say, say_json, say_table, system_of
+from systemfiles.commands.common import add_json, say, say_json, say_table, system_of, warn_of_lost_leases
 from systemfiles.foundation.units import human_size
 
 
@@ -13,7 +13,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    rows, total = system_of(options).usage()
+    system = system_of(options)
+    rows, total = system.usage()
+    warn_of_lost_leases(system)
     if options.json:
         say_json({"uses": rows, "bytes": total})
     else:

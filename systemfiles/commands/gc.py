@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from systemfiles.commands.common import add_json, say, say_json, system_of
+from systemfiles.commands.common import add_json, say, say_json, system_of, warn_of_lost_leases
+from systemfiles.foundation.errors import UsageError
 from systemfiles.foundation.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -53,7 +54,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _explain(system: SystemFiles, options: argparse.Namespace, grace: int | None) -> int:
+    for name in ("dry_run", "max_cache_bytes", "accept_lost_leases"):
+        if getattr(options, name) not in (None, False):
+            msg = f"--{name.replace('_', '-')} means nothing to --explain"
+            raise UsageError(msg, hint="--grace and --keep-last do")
     found = system.explain(options.explain, grace=grace, keep_last=options.keep_last)
+    warn_of_lost_leases(system)
     if options.json:
         say_json([each._asdict() for each in found])
     else:

@@ -18,18 +18,22 @@ from systemfiles.content.layout import Layout
 from systemfiles.content.store import Store, layout_name
 from systemfiles.content.sweep import blobs, orphans, reached, sweep
 from systemfiles.foundation.digest import Digest
-from systemfiles.foundation.errors import NotFound
+from systemfiles.foundation.errors import InvalidDigest, NotFound
 from systemfiles.foundation.paths import KINDS, Paths
 from systemfiles.provision.pull import CONVERTED
+from systemfiles.registry.assets import batches
+from systemfiles.registry.database import marks
 from systemfiles.registry.registry import Registry
 from systemfiles.retention.outcome import Gone, Outcome, tell
 from systemfiles.retention.pins import Pins
-from systemfiles.retention.reasons import Explanation
+from systemfiles.retention.reasons import Explanation, id_of
 from systemfiles.retention.registrar import Registrar
 
 _UNBUILT = "no initrd here is built on it"
 _UNPROVIDED = "its directory is gone, and nothing asks for it"
 _TWIN = "the image that was made of it is gone"
+_YOUNG = "written within the grace period"
+_UNNEEDED = "needed by nothing that stays"
 _EVICTED = "the content store was larger than max_cache_bytes, and this the longest unused"
 
 
@@ -118,8 +122,17 @@ class Evictor:
             going = self.to_evict(max_bytes, self._registrar.artifacts(), young=young)
             gone = [each for each in going if each.what in there and there[each.what].digest.hex not in relied]
             self._drop(gone, outcome)
-        self._forget_uses([there[each.what].digest for each in gone])
         self.sweep(young=young, outcome=outcome)
+
+    def forget_uses(self) -> None:
+        """Forgets when images were used that are gone."""
+        gone = [digest for digest in self._used() if not self._is_here(digest)]
+        store_id = self._registry.store_id
+        for batch in batches(gone):
+            with self._registry.database.writing() as transaction:
+                transaction.execute(
+                    f"DELETE FROM content_use WHERE store_id = ? AND digest IN ({marks(batch)})", (store_id, *batch)
+                )
 
     def to_evict(
         self, max_bytes: int, artifacts: Iterable[Artifact], *, young: int, without: Collection[str] = ()
@@ -141,28 +154,52 @@ class Evictor:
 
     # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def explain(self, subject: str, digest: str) -> Iterator[Explanation]:
-        """Why a name or a blob of the content store is kept, or would go."""
-        for name, target in self._layout.entries():
-            whose = "a name of ours" if MANAGED in target.annotations else "a name that another tool gave"
-            if name == subject:
-                yield Explanation(f"{name} in the content store", True, whose)
-            for part in self._layout.reachable(target):
-                if part.digest.hex.startswith(digest or "-"):
-                    yield Explanation(f"blob {part.digest}", True, f"needed by {name or target.digest}, {whose}")
-        needed = reached(self._layout) | {*self._needed()}
-        for path, _ in orphans(self._layout, older_than=float("inf"), needed=needed):
-            if path.name.startswith(digest or "-"):
-                yield Explanation(f"blob sha256:{path.name}", False, "needed by nothing")
+    def explain(
+        self,
+        subject: str,
+        digest: str,
+        *,
+        artifacts: Iterable[Artifact],
+        dropped: Mapping[str, str],
+        young: int,
+    ) -> Iterator[Explanation]:
+        """Why a name or a blob of the content store is kept, or would go, were there only these artifacts.
 
-    def usage(self, without: Collection[str]) -> list[dict[str, str | int]]:
-        """A row for each name in the content store but these: how many bytes it reaches, and whose name it is."""
+        `dropped` are names of ours that would go before, and why.
+        """
+        needed_by: dict[str, list[str]] = {}
+        for name, target in self._layout.entries():
+            ours = MANAGED in target.annotations
+            why = dropped.get(name or "") if ours else None
+            whose = "a name of ours" if ours else "a name that another tool gave"
+            if name == subject:
+                yield Explanation(f"{name} in the content store", why is None, why or whose)
+            for part in self._layout.reachable(target, strict=True):
+                told = f"needed by {name or target.digest}, {whose}"
+                needed_by.setdefault(part.digest.hex, []).extend([] if why else [told])
+        for asset, sums in (*_files(artifacts), *self._pinned_files()):
+            for each in sums:
+                if not needed_by.get(each):
+                    needed_by[each] = [f"needed by {asset}"]
+        for path, found in blobs(self._layout):
+            if path.name.startswith(digest or "-"):
+                whys = needed_by.get(path.name) or [_YOUNG] * (int(found.st_mtime) > young)
+                lost = _UNNEEDED if path.name in needed_by else "needed by nothing"
+                yield Explanation(f"blob sha256:{path.name}", bool(whys), "; ".join(whys) or lost)
+
+    def usage(self, without: Collection[str], *, dropped: Mapping[str, str]) -> list[dict[str, str | int]]:
+        """A row for each name in the content store but these: how many bytes it reaches, and whose name it is.
+
+        `dropped` as in `explain`.
+        """
         rows: list[dict[str, str | int]] = []
         for name, target in self._layout.entries():
             if name not in without:
                 size = sum(part.size for part in self._layout.reachable(target))
-                whose = "our" if MANAGED in target.annotations else "another tool's"
-                rows.append({"what": name or target.digest, "size": size, "why": f"{whose} name in the content store"})
+                ours = MANAGED in target.annotations
+                whose = "our" if ours else "another tool's"
+                why = (dropped.get(name or "") if ours else None) or f"{whose} name in the content store"
+                rows.append({"what": name or target.digest, "size": size, "why": why})
         return rows
 
     def _needed(self) -> Iterator[str]:
@@ -170,9 +207,14 @@ class Evictor:
         yield from self._pinned()
 
     def _pinned(self) -> Iterator[str]:
+        for _, sums in self._pinned_files():
+            yield from sums
+
+    def _pinned_files(self) -> Iterator[tuple[str, list[str]]]:
+        """What each pin is called, and the digests, in hex, of what it holds."""
         for pin in self._pins:
             for file in pin.files:
-                yield from (facts["sha256"] for facts in file.record["files"].values())
+                yield f"the pin {pin.name}", [facts["sha256"] for facts in file.record["files"].values()]
 
     def _unprovided(self, kept: Collection[str], going: Collection[str]) -> set[str]:
         """The names of artifacts that have no directory, or soon will not; a damaged one is left as it is."""
@@ -205,11 +247,11 @@ class Evictor:
             rows = transaction.rows("SELECT digest, last_used_at FROM content_use WHERE store_id = ?", (store_id,))
         return dict(rows)
 
-    def _forget_uses(self, digests: list[Digest]) -> None:
-        store_id = self._registry.store_id
-        with self._registry.database.writing() as transaction:
-            for digest in digests:
-                transaction.execute("DELETE FROM content_use WHERE store_id = ? AND digest = ?", (store_id, digest))
+    def _is_here(self, digest: str) -> bool:
+        try:
+            return self._layout.blob(Digest.parse(digest)).exists()
+        except InvalidDigest:
+            return False
 
     def _given(self, target: Descriptor) -> int:
         try:
@@ -267,8 +309,14 @@ class _Simulated:
 
 
 def _blobs(artifacts: Iterable[Artifact]) -> Iterator[str]:
+    for _, sums in _files(artifacts):
+        yield from sums
+
+
+def _files(artifacts: Iterable[Artifact]) -> Iterator[tuple[str, list[str]]]:
+    """The id of each, and the digests, in hex, of its files."""
     for artifact in artifacts:
-        yield from (facts.sha256 for facts in artifact.files.values())
+        yield id_of(artifact), [facts.sha256 for facts in artifact.files.values()]
 
 
 def _texts(inputs: Mapping[str, Any]) -> Iterator[str]:

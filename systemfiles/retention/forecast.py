@@ -18,6 +18,8 @@ from systemfiles.retention.outcome import UNFINISHED, UNHELD, Gone, Outcome
 from systemfiles.retention.reasons import Reasons, id_of
 from systemfiles.retention.registrar import Registrar
 
+_GOING = "what it names would go"
+
 
 class Forecast:
     """Goes the way of a collection, and only looks."""
@@ -53,6 +55,14 @@ class Forecast:
         outcome.freed += sum(_directories(directories, links))
         outcome.freed += self._evictor.would_sweep(staying, dropped, young=young, links=links)
         return outcome
+
+    def dropped(self, kept: Reasons, *, young: int) -> dict[str, str]:
+        """Our names in the content store that would be dropped however large it is, and why. Raises as `collect`."""
+        artifacts = [*self._registrar.artifacts()]
+        going = {id_of(artifact): _GOING for artifact in artifacts if id_of(artifact) not in kept}
+        going |= {asset: UNFINISHED for asset, _ in self._collector.unfinished(kept, young) if asset not in going}
+        staying = [artifact for artifact in artifacts if id_of(artifact) in kept]
+        return self._evictor.idle(staying, kept, young=young, going=going) | going
 
     def _gone(self, artifact: Artifact, doomed: Mapping[str, Tombstone]) -> Gone:
         if stone := doomed.get(id_of(artifact)):

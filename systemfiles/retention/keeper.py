@@ -8,8 +8,10 @@ from functools import cached_property
 
 from pydantic import ValidationError
 
+from systemfiles.content.artifacts import Artifact
 from systemfiles.content.sweep import size_of
 from systemfiles.foundation.catalog import Catalog, Retention
+from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import LeasesLost, StoreError, SystemFilesError, UsageError
 from systemfiles.foundation.lock import locked
 from systemfiles.foundation.lockfile import read_lock
@@ -22,6 +24,8 @@ from systemfiles.retention.forecast import Forecast
 from systemfiles.retention.holdings import Holdings
 from systemfiles.retention.others import Others
 from systemfiles.retention.outcome import UNHELD, Gone, Outcome
+from systemfiles.retention.pins import PinnedFile
+from systemfiles.retention.presence import faults
 from systemfiles.retention.reasons import Explanation, Facts, Reasons, current, id_of, id_of_file, reasons
 from systemfiles.retention.registrar import PINNED, made_at
 
@@ -75,6 +79,10 @@ class Keeper:
         return Evictor(self._paths, self.registry, self.registrar, self._store, self.pins)
 
     @cached_property
+    def forecast(self) -> Forecast:
+        return Forecast(self.registry, self.registrar, self.collector, self.evictor)
+
+    @cached_property
     def others(self) -> Others:
         return Others(self.registry)
 
@@ -97,10 +105,9 @@ class Keeper:
         young = self.registry.now() - rules.grace
         if dry_run:
             self._require_leases(accept_lost=accept_lost_leases)
-            forecast = Forecast(self.registry, self.registrar, self.collector, self.evictor)
             kept = self.reasons(catalog, rules, young)
             try:
-                return _told(forecast.collect(kept, young=young, max_cache_bytes=rules.max_cache_bytes))
+                return _told(self.forecast.collect(kept, young=young, max_cache_bytes=rules.max_cache_bytes))
             except FileNotFoundError as error:
                 msg = f"{error.filename} went while it was looked at"
                 raise StoreError(msg, hint="a collection is at work: try again") from error
@@ -147,7 +154,7 @@ class Keeper:
         ]
         if max_cache_bytes is not None:
             steps.append(lambda: self.evictor.evict(max_cache_bytes, young=young, outcome=outcome))
-        steps.append(lambda: self._write_manifest(provisioner))
+        steps += [self.evictor.forget_uses, lambda: self._write_manifest(provisioner)]
         for step in steps:
             with outcome.going_on():
                 step()
@@ -199,15 +206,18 @@ class Keeper:
         pinned = {id_of_file(file) for pin in self.pins if pin.name == subject for file in pin.files}
         digest = subject.removeprefix("sha256:")
         digest = digest if len(digest) >= _SHORTEST_DIGEST else ""
-        found = []
-        for artifact in self.registrar.artifacts():
-            sums = [facts.sha256 for facts in artifact.files.values()]
-            named = subject in (artifact.version, id_of(artifact)) or id_of(artifact) in pinned
+        found, artifacts = [], {id_of(artifact): artifact for artifact in self.registrar.artifacts()}
+        lost = {id_of_file(file): file for pin in self.pins for file in pin.files if id_of_file(file) not in artifacts}
+        why = self._why(kept)
+        for asset, thing in (artifacts | lost).items():
+            sums = [facts.sha256 for facts in thing.files.values()] if isinstance(thing, Artifact) else [thing.sha256]
+            named = subject in (thing.version, asset) or asset in pinned
             if named or any(each.startswith(digest or "-") for each in sums):
-                why = kept.get(id_of(artifact))
-                found.append(Explanation(id_of(artifact), why is not None, why or UNHELD))
+                found.append(Explanation(asset, asset in kept, why(asset)))
         found += self.others.explain(subject, digest, young=young)
-        found += self.evictor.explain(subject, digest)
+        staying = [artifact for asset, artifact in artifacts.items() if asset in kept]
+        dropped = self.forecast.dropped(kept, young=young)
+        found += self.evictor.explain(subject, digest, artifacts=staying, dropped=dropped, young=young)
         if not found:
             msg = f"nothing here is called {subject!r}"
             raise UsageError(msg, hint="give a version, a digest, a pin, an asset, or a name in the content store")
@@ -218,13 +228,35 @@ class Keeper:
         rules = self.rules(catalog)
         young = self.registry.now() - rules.grace
         kept = self.reasons(catalog, rules, young)
-        rows: list[dict[str, str | int]] = []
-        for artifact in self.registrar.artifacts():
-            size = sum(facts.size for facts in artifact.files.values())
-            rows.append({"what": id_of(artifact), "size": size, "why": kept.get(id_of(artifact), UNHELD)})
-        rows += self.evictor.usage({str(row["what"]) for row in rows})
+        sizes = {
+            id_of(artifact): sum(facts.size for facts in artifact.files.values())
+            for artifact in self.registrar.artifacts()
+        }
+        for file in (file for pin in self.pins for file in pin.files if id_of_file(file) not in sizes):
+            sizes[id_of_file(file)] = self._left_of(file)
+        why = self._why(kept)
+        rows: list[dict[str, str | int]] = [
+            {"what": asset, "size": size, "why": why(asset)} for asset, size in sizes.items()
+        ]
+        rows += self.evictor.usage(sizes.keys(), dropped=self.forecast.dropped(kept, young=young))
         assets, size = self.others.usage(young=young)
         return rows + assets, size_of(self._store.layout) + size
+
+    def _left_of(self, file: PinnedFile) -> int:
+        """How many bytes the content store has of what is pinned and not there."""
+        blob = self._store.layout.blob
+        every = file.record["files"].values()
+        return sum(facts["size"] for facts in every if blob(Digest.from_hex(facts["sha256"])).exists())
+
+    def _why(self, kept: Reasons) -> Callable[[str], str]:
+        """Says why an artifact is kept, or is not, and what is wrong with it if it is pinned."""
+        wrong = faults(self.pins, self._store.artifacts)
+
+        def why(asset: str) -> str:
+            told = kept.get(asset, UNHELD)
+            return f"{told}; {wrong[asset]}" if asset in wrong else told
+
+        return why
 
     def _facts(self) -> Facts:
         artifacts = tuple(self.registrar.artifacts())

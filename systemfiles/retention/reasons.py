@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from systemfiles.content.artifacts import Artifact, fits
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from systemfiles.foundation.lockfile import VersionsLock
 
 Reasons = dict[str, str]
-"""By asset id: why it is kept. What is not in it goes."""
+"""By asset id: why it is kept, all reasons in one line. What is not in it goes."""
 
 
 def asset_id(kind: str, version: str, arch: Arch) -> str:
@@ -58,45 +58,53 @@ def reasons(
     facts: Facts, layout: Layout, catalog: Catalog, lock: VersionsLock, *, keep_last: int, young: int
 ) -> Reasons:
     """What is kept, and why, be it here or not. `young` is the time after which whatever was used is left alone."""
-    kept: Reasons = {}
-    for asset, why in [
+    every = [
         *_pinned(facts.pins),
         *_leased(facts.leases),
-        *current(catalog, lock).items(),
+        *_current(catalog, lock),
         *_named_by_others(facts.artifacts, layout),
         *_newest(facts, keep_last),
         *_young(facts.used, young),
-    ]:
-        kept.setdefault(asset, why)
-    for asset, why in _needed(facts.artifacts, kept):
-        kept.setdefault(asset, why)
-    return kept
+    ]
+    return _together([*every, *_needed(facts.artifacts, dict(every))])
 
 
 def in_use(leases: Mapping[str, tuple[str, ...]], used: Mapping[str, int], *, young: int) -> Reasons:
     """What is kept of assets that are nothing but leased and used; arguments as in `Facts`."""
-    return {**dict(_young(used, young)), **dict(_leased(leases))}
+    return _together([*_leased(leases), *_young(used, young)])
+
+
+def _together(every: Iterable[tuple[str, str]]) -> Reasons:
+    """All reasons to keep each asset, in one line."""
+    kept: dict[str, dict[str, None]] = {}
+    for asset, why in every:
+        kept.setdefault(asset, {})[why] = None
+    return {asset: "; ".join(whys) for asset, whys in kept.items()}
 
 
 def _pinned(pins: Iterable[Pin]) -> Iterator[tuple[str, str]]:
+    by: dict[str, list[str]] = {}
     for pin in pins:
         with_what = f" (hypervisor {pin.hypervisor})" if pin.hypervisor else ""
         for file in pin.files:
-            yield id_of_file(file), f"pinned by {pin.name} since {pin.created_at[:10]}{with_what}"
+            by.setdefault(id_of_file(file), []).append(f"{pin.name} since {pin.created_at[:10]}{with_what}")
+    for asset, told in by.items():
+        yield asset, f"pinned by {_first(told)}"
+
+
+def _first(every: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return f"{', '.join(every[:most])}{more}"
 
 
 def _leased(leases: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
     for asset, holders in leases.items():
-        more = f" and {len(holders) - 3} more" if len(holders) > 3 else ""
-        yield asset, f"leased by {', '.join(holders[:3])}{more}"
+        yield asset, f"leased by {_first(holders)}"
 
 
 def current(catalog: Catalog, lock: VersionsLock) -> Reasons:
     """What the profiles name, and what their names stand for: here or not, it is kept."""
-    kept: Reasons = {}
-    for asset, why in _current(catalog, lock):
-        kept.setdefault(asset, why)
-    return kept
+    return _together(_current(catalog, lock))
 
 
 def _current(catalog: Catalog, lock: VersionsLock) -> Iterator[tuple[str, str]]:
@@ -111,10 +119,10 @@ def _current(catalog: Catalog, lock: VersionsLock) -> Iterator[tuple[str, str]]:
             yield asset_id(INITRD, profile.initrd, arch), why
             if kernel := lock.rolling.get(profile.kernel, {}).get(arch):
                 yield asset_id(KERNEL, kernel, arch), why
-    for name, kernels in lock.rolling.items():
-        for arch, kernel in kernels.items():
-            yield asset_id(KERNEL, kernel, arch), f"the current version of {name}"
     fixed = {profile.kernel for profile in catalog.profile.values()}
+    for name, kernels in lock.rolling.items():
+        for arch, kernel in kernels.items() if name not in fixed else ():
+            yield asset_id(KERNEL, kernel, arch), f"the current version of {name}"
     for name, initrds in lock.current.items():
         for kernel, versions in initrds.items():
             for arch, version in versions.items():

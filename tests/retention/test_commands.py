@@ -117,7 +117,7 @@ def test_all_leases_of_a_holder_are_released_at_once(run: Commands) -> None:
     assert run("lease", "release", "--holder", "vm-7") == "0 leases of vm-7 released\n"
 
 
-def test_where_leases_were_lost_an_empty_list_of_them_says_so(
+def test_where_leases_were_lost_no_list_of_them_and_no_forecast_is_taken_for_the_truth(
     run: Commands, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("lease", "acquire", "--holder", "vm-7", *NAMES)
@@ -125,6 +125,11 @@ def test_where_leases_were_lost_an_empty_list_of_them_says_so(
     for path in run.host.data.glob("registry.sqlite*"):
         path.unlink()
     place = ["--data-dir", str(run.host.data)]
+    limits = ["--grace", "0", "--keep-last", "0"]
+    for words in (["gc", "--explain", "k-1", *limits], ["du"]):
+        run.host.clock.advance(60)
+        assert cli.main([words[0], *place, "--catalog-file", str(run.host.world.catalog), *words[1:]]) == 0
+        assert "nothing is collected until that is accepted" in capsys.readouterr().err
     for words in (["list"], ["list", "--json"], ["release", "--holder", "vm-7"]):
         assert cli.main(["lease", *place, *words]) == 0
         said = capsys.readouterr()
@@ -336,6 +341,15 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "a time": (("--grace", "soon"), "error: 'soon' is no time"),
     "a size": (("--max-cache-bytes", "much"), "error: 'much' is no size"),
     "a number": (("--keep-last", "-1"), "error: keep_last: Input should be greater than or equal to 0"),
+    "a dry run of an explanation": (("--explain", "k-1", "--dry-run"), "error: --dry-run means nothing to --explain"),
+    "a size for an explanation": (
+        ("--explain", "k-1", "--max-cache-bytes", "0"),
+        "error: --max-cache-bytes means nothing to --explain",
+    ),
+    "lost leases of an explanation": (
+        ("--explain", "k-1", "--accept-lost-leases"),
+        "error: --accept-lost-leases means nothing to --explain",
+    ),
     "a name": (("--explain", "nobody"), "error: nothing here is called 'nobody'"),
 }
 
@@ -354,11 +368,13 @@ def test_why_something_is_kept_is_told(run: Commands) -> None:
     put_foreign_image(run.host.data, "theirs", b"a layer")
     day = run.json("pins")[0]["created_at"][:10]
     why = f"kept: pinned by snapshot-42 since {day} (hypervisor v49.0)"
+    limits = ("--grace", "0", "--keep-last", "0")
     for subject in ("k-1", "kernel-k-1-x86_64"):
-        assert run("gc", "--explain", subject).startswith(f"kernel-k-1-x86_64\n  {why}\n")
-    assert run("gc", "--explain", "snapshot-42") == f"kernel-k-1-x86_64\n  {why}\ninitrd-i-1-x86_64\n  {why}\n"
+        assert run("gc", "--explain", subject, *limits).startswith(f"kernel-k-1-x86_64\n  {why}\n")
+        assert run("gc", "--explain", subject).startswith(f"kernel-k-1-x86_64\n  {why}; one of the 2 newest ")
+    assert run("gc", "--explain", "snapshot-42", *limits) == f"kernel-k-1-x86_64\n  {why}\ninitrd-i-1-x86_64\n  {why}\n"
     assert run("gc", "--explain", "theirs") == "theirs in the content store\n  kept: a name that another tool gave\n"
-    told = run.json("gc", "--explain", "snapshot-42")
+    told = run.json("gc", "--explain", "snapshot-42", *limits)
     assert told[0] == {"what": "kernel-k-1-x86_64", "kept": True, "why": why.removeprefix("kept: ")}
 
 

@@ -261,6 +261,26 @@ def test_an_image_that_another_tool_named_as_well_stays(host: Host) -> None:
     assert all(layer.exists() for layer in image.layers)
 
 
+@pytest.mark.parametrize("by", ["a collection", "hand"])
+def test_when_an_image_was_used_is_forgotten_with_it(host: Host, by: str) -> None:
+    host.provide(*("steady", "plain"))
+    kept, lost = (host.system.image(reference) for reference in host.world.images[:2])
+    host.clock.advance(60)
+    if by == "hand":
+        forget_name(host.data, f"{host.world.images[1]}-x86_64")
+        host.collect()
+    else:
+        host.collect(max_cache_bytes=0, grace=DAY)
+        assert len(host.plain.rows("SELECT * FROM content_use")) == 2
+        host.system.image(host.world.images[0])
+        host.clock.advance(DAY - 30)
+        host.system.image(host.world.images[0])
+        host.clock.advance(DAY - 30)
+        host.collect(max_cache_bytes=0, grace=DAY)
+    assert host.plain.rows("SELECT digest FROM content_use") == [(str(kept.digest),)]
+    assert not any(path.name == lost.digest.hex for path in host.plain.blobs.iterdir())
+
+
 # --- an initrd that was compressed anew ---
 
 

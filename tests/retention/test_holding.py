@@ -148,7 +148,8 @@ def test_the_current_versions_of_a_profile_stay(host: Host) -> None:
 
 def test_an_update_frees_what_was_current_and_the_initrd_that_was_built_for_it(host: Host) -> None:
     before, after = host.update(RELEASES[0]), host.update(RELEASES[1])
-    assert host.reasons(after.kernel.version) == ["the current version of profile packaged"]
+    modules = f"initrd {after.initrd.version} carries its modules"
+    assert host.reasons(after.kernel.version) == [f"the current version of profile packaged; {modules}"]
     assert host.reasons(after.initrd.version) == ["the current version of modular"]
     collected = host.collect()
     assert gone(collected) == {f"kernel-{before.kernel.version}-x86_64", f"initrd-{before.initrd.version}-x86_64"}
@@ -166,7 +167,7 @@ def test_what_a_rolling_name_stands_for_stays_although_the_catalog_has_that_prof
     system = host.system.__class__(host.data, catalog=tmp_path / "other.toml", arch="x86_64")
     system.holdings = host.system.holdings
     assert [each.why for each in system.explain(files.kernel.version, grace=0, keep_last=0)[:1]] == [
-        "the current version of packaged"
+        f"the current version of packaged; initrd {files.initrd.version} carries its modules"
     ]
     assert system.collect(grace=0, keep_last=0).gone == ()
     assert system.resolve(files.kernel.version, files.initrd.version)

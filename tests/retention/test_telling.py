@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.conftest import CHECKOUT
 from tests.retention.conftest import Host
 from tests.retention.crash import killed_at
 from tests.retention.plain import listing
-from tests.retention.support import KERNEL, PAIR
+from tests.retention.support import INITRD, KERNEL, PAIR, names
 from tests.retention.world import (
     ARM,
     DAY,
@@ -199,7 +200,10 @@ def test_why_a_blob_is_kept_or_would_go_can_be_asked_by_its_digest(host: Host) -
     for digest in (files.kernel.sha256, f"sha256:{files.kernel.sha256}", files.kernel.sha256[:12]):
         (blob,) = (each for each in host.system.explain(digest) if each.what.startswith("blob"))
         assert blob == (f"blob sha256:{files.kernel.sha256}", True, f"needed by {KERNEL}, a name of ours")
-    assert host.system.explain(orphan) == ((f"blob sha256:{orphan}", False, "needed by nothing"),)
+    for grace, told in ((0, (False, "needed by nothing")), (DAY, (True, "written within the grace period"))):
+        host.clock.advance(60)
+        assert host.system.explain(orphan, grace=grace) == ((f"blob sha256:{orphan}", *told),)
+        assert (host.collect(dry_run=True, grace=grace, keep_last=9).bytes_freed == 0) is told[0]
     with pytest.raises(UsageError, match="nothing here is called 'nobody'"):
         host.system.explain("nobody")
 
@@ -210,7 +214,97 @@ def test_what_takes_space_is_listed_with_the_reason_and_what_is_shared_counts_on
     rows, total = host.system.usage()
     assert {row["what"] for row in rows} >= {*PAIR, "initrd-twin-x86_64"}
     assert total == sum(path.stat().st_size for path in host.plain.blobs.iterdir())
-    assert {row["why"] for row in rows if row["what"] == KERNEL} == {"one of the 2 newest kernels for x86_64"}
+    why = "one of the 2 newest kernels for x86_64; used within the grace period"
+    assert {row["why"] for row in rows if row["what"] == KERNEL} == {why}
+
+
+def test_what_is_explained_is_what_a_collection_does(host: Host) -> None:
+    """Of artifacts, of names that hold nothing, and of the blobs that only those need."""
+    host.provide()
+    host.system.pin("snapshot-42", host.provide("k-2", "i-2"))
+    host.system.image(host.world.images[0])
+    put_foreign_image(host.data, "theirs", b"a layer")
+    shutil.rmtree(host.data / "system/initrd/i-1")
+    host.clock.advance(10 * DAY)
+    foretold = {each.what for each in host.collect(dry_run=True, grace=DAY).gone}
+    subjects = {*names(host), *(path.name for path in host.plain.blobs.iterdir())}
+    told = {each for subject in subjects for each in host.system.explain(subject, grace=DAY, keep_last=0)}
+    rows, _ = host.system.usage()
+    host.collect(grace=DAY)
+    suffix = " in the content store"
+    assert {each.what.removesuffix(suffix) for each in told if each.what.endswith(suffix) and each.kept} == names(host)
+    blobs = {path.name for path in host.plain.blobs.iterdir()}
+    assert {each.what.removeprefix("blob sha256:") for each in told if each.what[:4] == "blob" and each.kept} == blobs
+    assert {each.what for each in told if not each.kept and ":" not in each.what and " " not in each.what} <= foretold
+    assert {INITRD, KERNEL} < foretold
+    (why,) = (row["why"] for row in rows if "busybox-i-1" in str(row["what"]))
+    assert why == "no initrd here is built on it"
+
+
+def test_all_that_holds_something_is_told(host: Host) -> None:
+    files = host.provide(*("steady", "plain"))
+    for number in range(5):
+        host.system.pin(f"snapshot-{number}", files)
+    host.system.acquire(files, holder="vm-7")
+    day = host.system.pins()[0].created_at[:10]
+    (told, *_) = host.system.explain("steady", grace=DAY, keep_last=1)
+    assert told.why.split("; ") == [
+        f"pinned by snapshot-0 since {day}, snapshot-1 since {day}, snapshot-2 since {day} and 2 more",
+        "leased by vm-7",
+        "the current version of profile pinned",
+        "the newest kernel for x86_64",
+        "used within the grace period",
+    ]
+    registry = host.system.holdings.registry
+    register(host, "rootfs-1")
+    registry.leases.acquire(["rootfs-1"], "vm-7", now=host.clock(), store_id=registry.store_id)
+    assert host.system.explain("rootfs-1", grace=DAY)[0].why == "leased by vm-7; used within the grace period"
+
+
+def no_directory(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def no_record(path: Path) -> None:
+    (path.parent / "artifact.json").unlink()
+    (path.parent / "artifact.json").write_text("{")
+
+
+def changed(path: Path) -> None:
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(bytes(len(data)))
+
+
+LOST: dict[str, tuple[Callable[[Path], object], str]] = {
+    "it is gone": (no_directory, "it is not there"),
+    "its file is gone": (Path.unlink, "its file is not there"),
+    "its record is damaged": (no_record, "its record is damaged"),
+    "it is shorter": (lambda path: (path.chmod(0o644), path.write_bytes(b"x")), "its file has 1 bytes instead of "),
+    "it is changed": (changed, "its file is not as it was checked last"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_is_pinned_and_not_as_it_was_is_told_and_left_alone(host: Host, name: str) -> None:
+    spoil, words = LOST[name]
+    files = host.provide()
+    host.system.pin("snapshot-42", files)
+    assert [row["why"] for row in host.system.usage()[0] if "restore" in str(row["why"])] == []
+    spoil(files.initrd.path)
+    host.system.holdings.registry.close()
+    before = listing(host.data)
+    whys = {row["what"]: str(row["why"]) for row in host.system.usage()[0]}
+    for subject in ("snapshot-42", "i-1", INITRD):
+        (told,) = (each for each in host.system.explain(subject, grace=0, keep_last=0) if each.what == INITRD)
+        assert told.kept
+        assert f"; {words}" in told.why
+        assert told.why.endswith(": see `systemfiles restore snapshot-42 --full`")
+    assert f"; {words}" in whys[INITRD]
+    assert [row["size"] for row in host.system.usage()[0] if row["what"] == INITRD] == [files.initrd.size]
+    assert "restore" not in whys[KERNEL]
+    host.system.holdings.registry.close()
+    assert listing(host.data) == before
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(0o2775, 0o660), (0o755, 0o640)], ids=["a group's", "its owner's"])
