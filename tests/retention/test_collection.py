@@ -7,12 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from systemfiles.foundation.errors import StoreError
+from tests.conftest import CHECKOUT
 from tests.postgres import Server
 from tests.retention.conftest import Host
 from tests.retention.crash import killed_at
@@ -66,6 +68,23 @@ def _assert_whole(plain: Plain, kept: set[str]) -> None:
     assert kept <= found.keys()
     assert [problem for asset in kept for problem in plain.damage(found[asset])] == []
     assert {asset for asset in plain.located() if asset not in found} == set()
+
+
+def test_a_collection_without_assertions_opens_the_registry_all_the_same(host: Host) -> None:
+    """As python -O leaves them out."""
+    host.system.ensure("k-1", "i-1", holder="vm-7")
+    host.system.holdings.registry.close()
+    place = ["--data-dir", str(host.data), "--catalog-file", str(host.world.catalog)]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-O", "-m", "systemfiles.cli", *words, *place]
+        return subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True, text=True, timeout=120)
+
+    assert "vm-7" in run("lease", "list").stdout
+    for path in host.data.glob("registry.sqlite*"):
+        path.unlink()
+    assert "the leases it had are lost" in run("gc").stderr
+    assert (host.data / "registry.sqlite").exists()
 
 
 # --- a full disk ---

@@ -276,11 +276,16 @@ def changed(path: Path) -> None:
     path.write_bytes(bytes(len(data)))
 
 
+def shorter(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"x")
+
+
 LOST: dict[str, tuple[Callable[[Path], object], str]] = {
     "it is gone": (no_directory, "it is not there"),
     "its file is gone": (Path.unlink, "its file is not there"),
     "its record is damaged": (no_record, "its record is damaged"),
-    "it is shorter": (lambda path: (path.chmod(0o644), path.write_bytes(b"x")), "its file has 1 bytes instead of "),
+    "it is shorter": (shorter, "its file has 1 bytes instead of "),
     "it is changed": (changed, "its file is not as it was checked last"),
 }
 
