@@ -24,10 +24,7 @@ the image says can be replaced, and the variables of --env are added to the imag
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(title="disks", metavar="DISK", required=True, parser_class=_Parser)
-    # a default here would hide what was given before the name of the disk
-    place = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    add_place(place)
-    shared: dict[str, Any] = {"parents": [place], "formatter_class": parser.formatter_class}
+    shared: dict[str, Any] = {"formatter_class": parser.formatter_class}
 
     rootfs = kinds.add_parser("rootfs", help="an image's root file system; replaces FILE", **shared)
     rootfs.add_argument("image", metavar="IMAGE", help=_IMAGE)
@@ -44,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_config_options(config)
 
     for kind, make in ((rootfs, _rootfs), (overlay, _overlay), (config, _config)):
+        add_place(kind, again=True)
         kind.add_argument("file", type=Path, metavar="FILE", help="where the disk should be")
         kind.set_defaults(make=make)
 
