@@ -190,9 +190,12 @@ class Layout:
         self._change_index(lambda index: index.without(*names))
 
     @contextlib.contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """While nobody else names or removes anything here, nor begins to rely on a blob that is here."""
-        with locked(self._lock, timeout=self._timeout):
+    def exclusively(self, *, behind: bool = False) -> Iterator[None]:
+        """While nobody else names or removes anything here, nor begins to rely on a blob that is here.
+
+        With `behind` whoever waits for that comes first: for each of many turns.
+        """
+        with locked(self._lock, timeout=self._timeout, behind=behind):
             self._holder = threading.get_ident()
             try:
                 yield

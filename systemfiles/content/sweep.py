@@ -83,7 +83,7 @@ def sweep(layout: Layout, *, older_than: float, also_needed: Callable[[], Iterab
     needed = reached(layout) | {*also_needed()}
     found = [path for path, _ in orphans(layout, older_than=older_than, needed=needed)]
     for start in range(0, len(found), _BATCH):
-        with layout.exclusively():
+        with layout.exclusively(behind=True):
             needed = reached(layout) | layout.ingested() | {*also_needed()}
             turn = [path for path in found[start : start + _BATCH] if path.name not in needed]
             removed = [*_remove(turn, older_than)]

@@ -3,6 +3,9 @@
 The file is never deleted (two holders could lock two inodes of one name); it holds who has it, for error messages::
 
     {"pid": 4711, "command": "systemfiles provision", "since": "2026-11-20T09:41:37Z"}
+
+Whoever has to wait holds `<name>.next` meanwhile. Work that takes the lock for many short turns asks for that first, so
+that between two turns others have theirs.
 """
 
 from __future__ import annotations
@@ -51,12 +54,12 @@ def patience(timeout: Timeout) -> Patience:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, timeout: Timeout = None) -> Iterator[None]:
-    """Holds the exclusive lock at `path`, and waits for it as long as `timeout` says.
+def locked(path: Path, *, timeout: Timeout = None, behind: bool = False) -> Iterator[None]:
+    """Holds the exclusive lock at `path`, and waits for it as long as `timeout` says; `behind` whoever waits already.
 
     Not reentrant: a thread that asks twice waits for itself. Raises LockTimeout, StoreError.
     """
-    with _held(path, patience(timeout)):
+    with _held(path, patience(timeout), behind=behind):
         yield
 
 
@@ -80,40 +83,52 @@ def run_locked(path: Path, command: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _held(path: Path, wait: Patience) -> Iterator[int]:
+def _held(path: Path, wait: Patience, *, behind: bool = False) -> Iterator[int]:
     if os.environ.get(_HELD_BY_PARENT) == str(path):
         msg = f"this runs under `systemfiles lock` and would wait for itself: {path}"
         raise StoreError(msg, hint="run it beside the locked command, not inside")
-    fd = _open_and_acquire(path, wait)
-    owner = os.getpid()
+    fd, owner = _open_and_acquire(path, wait, behind=behind), os.getpid()
     try:
         _sign(fd)
         yield fd
     finally:
-        # closing alone would not do when a child that was forked meanwhile has the file open too, nor may such a
-        # child, when it leaves this block, free what is its parent's
-        if os.getpid() == owner:
-            with contextlib.suppress(OSError):  # closing frees it then
-                os.ftruncate(fd, 0)
-                fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        _free(fd, owner)
 
 
-def _open_and_acquire(path: Path, patience: Patience) -> int:
+def _free(fd: int, owner: int) -> None:
+    # closing alone would not do when a child that was forked meanwhile has the file open too, nor may such a
+    # child, when it gets here, free what is its parent's
+    if os.getpid() == owner:
+        with contextlib.suppress(OSError):  # closing frees it then
+            os.ftruncate(fd, 0)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
+def _open_and_acquire(path: Path, patience: Patience, *, behind: bool) -> int:
     """The open file of the lock, which is ours; opened again when somebody removed the file while we waited."""
     while True:
         make_dirs(path.parent)
-        with storing(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = _open(path)
         try:
-            _share(fd, path.parent)
-            _acquire(fd, path, patience)
+            _acquire(fd, path, patience, behind=behind)
             if _is_at(fd, path):
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _open(path: Path) -> int:
+    """The file of a lock. A group that may write to the directory may take it too, whatever the umask; nobody else."""
+    with storing(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    mode = 0o660 if path.parent.stat().st_mode & stat.S_IWGRP else 0o600
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        with contextlib.suppress(PermissionError):  # another user's file, who did it already
+            os.fchmod(fd, mode)
+    return fd
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -123,26 +138,45 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
-def _share(fd: int, directory: Path) -> None:
-    """Lets a group that may write to the directory take the lock too, whatever the umask; and nobody else."""
-    mode = 0o660 if directory.stat().st_mode & stat.S_IWGRP else 0o600
-    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
-        with contextlib.suppress(PermissionError):  # another user's file, who did it already
-            os.fchmod(fd, mode)
+def _acquire(fd: int, path: Path, patience: Patience, *, behind: bool) -> None:
+    if not behind and _try(fd, path):
+        return
+    wait, next_path = _Wait(path, patience), path.with_name(f"{path.name}.next")
+    try:
+        next_fd = _open(next_path)
+    except StoreError:  # on a full disk there may be no such file: then nobody is the next
+        wait.until(lambda: _try(fd, path))
+        return
+    owner = os.getpid()
+    try:
+        wait.until(lambda: _try(next_fd, next_path))
+        wait.until(lambda: _try(fd, path))
+    finally:
+        _free(next_fd, owner)
 
 
-def _acquire(fd: int, path: Path, patience: Patience) -> None:
-    started, told, wait = time.monotonic(), False, _FIRST_WAIT
-    while not _try(fd, path):
-        patience.check()
-        waited = time.monotonic() - started
-        if patience.seconds is not None and waited >= patience.seconds:
-            raise LockTimeout(path, seconds=patience.seconds, holder=_holder(path))
-        if waited > _SILENT_WAIT and not told:
-            told = True
-            log.warning("waiting for %s, held by %s", path.name, _holder(path))
-        time.sleep(wait)
-        wait = min(wait * 2, _LONGEST_WAIT)
+class _Wait:
+    """The wait for a lock, from now on."""
+
+    def __init__(self, path: Path, patience: Patience) -> None:
+        self._path = path
+        self._patience = patience
+        self._started = time.monotonic()
+        self._told = False
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Waits until it is `done`. Raises LockTimeout."""
+        pause = _FIRST_WAIT
+        while not done():
+            self._patience.check()
+            waited = time.monotonic() - self._started
+            if self._patience.seconds is not None and waited >= self._patience.seconds:
+                raise LockTimeout(self._path, seconds=self._patience.seconds, holder=_holder(self._path))
+            if waited > _SILENT_WAIT and not self._told:
+                self._told = True
+                log.warning("waiting for %s, held by %s", self._path.name, _holder(self._path))
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_WAIT)
 
 
 def _try(fd: int, path: Path) -> bool:

@@ -153,7 +153,7 @@ class Collector:
         if not stones:
             return
         directories = set()
-        with self._store.layout.exclusively():
+        with self._store.layout.exclusively(behind=True):
             taken = self._taken([stone.path for stone in stones])
             for stone in stones:
                 try:
@@ -176,7 +176,7 @@ class Collector:
     ) -> Iterator[_Carried]:
         name = layout_name(*key)
         try:
-            with locked(self._paths.lock(name), timeout=0), self._store.layout.exclusively():
+            with locked(self._paths.lock(name), timeout=0), self._store.layout.exclusively(behind=True):
                 if why := self._held_again(stone, key, seen) or current().get(stone.asset_id, ""):
                     log.info("%s stays: %s", stone.asset_id, why)
                     yield _Carried(stone, None)
@@ -234,7 +234,7 @@ class Collector:
     def _clear(self, kept: Collection[str], young: int, outcome: Outcome) -> None:
         for asset, directory in [*self.unfinished(kept, young)]:
             try:
-                with locked(self._paths.lock(asset), timeout=0), self._store.layout.exclusively():
+                with locked(self._paths.lock(asset), timeout=0), self._store.layout.exclusively(behind=True):
                     if not _is_unfinished(directory, young) or self._with_rows([asset]):
                         continue
                     gone = Gone(asset, UNFINISHED, "", 0)

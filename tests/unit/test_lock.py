@@ -82,6 +82,28 @@ def test_one_process_at_a_time_has_it(tmp_path: Path, lock: Path) -> None:
     assert counter.read_text() == "48"
 
 
+def test_between_two_of_many_turns_others_have_theirs(lock: Path) -> None:
+    turns, ended = 0, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        while not ended.is_set():
+            with locked(lock, behind=True):
+                turns += 1
+                time.sleep(0.005)
+
+    worker = threading.Thread(target=take_turns)
+    worker.start()
+    try:
+        for _ in range(5):
+            before = turns
+            with locked(lock, timeout=30):
+                assert turns - before < 100
+    finally:
+        ended.set()
+        worker.join()
+
+
 def test_whoever_waits_in_vain_learns_who_has_it(lock: Path) -> None:
     with held_by_another_process(lock) as holder, pytest.raises(LockTimeout) as caught, locked(lock, timeout=0.05):
         pass
