@@ -23,7 +23,7 @@ MANAGED = "io.systemfiles.managed"
 SOURCE = "io.systemfiles.source"
 BASE = "io.systemfiles.base"
 """On the entry of an image that initrds are built on."""
-_MEND = "restore it from a backup, or remove it: entries that are ours are then written again"
+_MEND = "restore it from a backup; or remove it: doit writes our entries again, and what others named goes in time"
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,20 @@ def reached(layout: Layout, *, without: Collection[str] = ()) -> set[str]:
 
     Raises StoreError or IntegrityError when that cannot be told.
     """
+    if index_is_lost(layout):
+        msg = f"{layout.root} has blobs and no index.json, so it cannot be told what other tools need"
+        raise StoreError(msg, hint="restore it from a backup; doit makes one without the names that other tools gave")
     return {
         part.digest.hex
         for name, target in layout.entries()
         if name not in without or MANAGED not in target.annotations
         for part in layout.reachable(target, strict=True)
     }
+
+
+def index_is_lost(layout: Layout) -> bool:
+    """Whether there are blobs, and nothing that names them."""
+    return "index.json" in layout.missing() and any(True for _ in blobs(layout))
 
 
 def size_of(layout: Layout) -> int:

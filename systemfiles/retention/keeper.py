@@ -9,7 +9,7 @@ from functools import cached_property
 from pydantic import ValidationError
 
 from systemfiles.content.artifacts import Artifact
-from systemfiles.content.sweep import size_of
+from systemfiles.content.sweep import index_is_lost, size_of
 from systemfiles.foundation.catalog import Catalog, Retention
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.errors import LeasesLost, StoreError, SystemFilesError, UsageError
@@ -161,6 +161,8 @@ class Keeper:
 
     def _write_manifest(self, provisioner: Provisioner) -> None:
         """SHA256SUMS and our names in index.json; a collection that was killed may not have got there."""
+        if index_is_lost(self._store.layout):
+            return  # with a new one nobody would see that
         provided = self._paths.sha256sums.exists() or any(True for _ in self.registrar.artifacts())
         if provided and not provisioner.manifest_is_current():
             provisioner.write_manifest()

@@ -15,6 +15,7 @@ import pytest
 from systemfiles.content.layout import Layout
 from systemfiles.content.packaging import without_host_facts
 from systemfiles.content.sweep import sweep
+from systemfiles.foundation.errors import StoreError
 from systemfiles.retention.outcome import Outcome
 from tests.contract.registry.support import Running
 from tests.postgres import Server
@@ -39,6 +40,26 @@ def test_a_blob_that_nothing_needs_goes_once_it_is_old(host: Host) -> None:
     collected = host.collect(grace=DAY)
     assert collected.bytes_freed > 0
     assert not (host.plain.blobs / blob).exists()
+
+
+def test_where_index_json_is_gone_nobody_knows_what_others_need(host: Host) -> None:
+    host.provide()
+    theirs = put_foreign_image(host.data, "theirs", b"layer")
+    index = host.data / "system" / "oci-cache" / "index.json"
+    kept = index.read_bytes()
+    index.unlink()
+    host.clock.advance(10 * DAY)
+    for _ in range(2):
+        problems = host.collect(grace=DAY).problems
+        assert "no index.json" in problems[0].summary
+        assert "restore it from a backup" in str(problems[0].hint)
+        assert not index.exists()
+    assert all((host.plain.blobs / digest).exists() for digest in theirs)
+    with pytest.raises(StoreError, match=r"no index\.json"):
+        host.collect(grace=DAY, dry_run=True)
+    index.write_bytes(kept)
+    assert not host.collect(grace=DAY).problems
+    assert all((host.plain.blobs / digest).exists() for digest in theirs)
 
 
 def test_a_blob_that_is_written_anew_or_needed_after_all_stays(host: Host) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from systemfiles import BootFiles, SystemFiles
 from systemfiles.content.artifacts import Artifacts
+from systemfiles.content.layout import Layout
 from systemfiles.foundation.arch import Arch
 from systemfiles.foundation.digest import Digest
 from systemfiles.foundation.lockfile import PackagePin, editing_lock
@@ -228,7 +229,8 @@ def descriptor(data: bytes, media_type: str) -> dict[str, object]:
 def put_blob(data_dir: Path, data: bytes) -> str:
     """Adds a blob as any tool would; returns its digest in hex."""
     blobs = Paths(data_dir).oci_cache / "blobs" / "sha256"
-    blobs.mkdir(parents=True, exist_ok=True)
+    if not blobs.exists():
+        Layout(Paths(data_dir)).create()
     name = hashlib.sha256(data).hexdigest()
     (blobs / name).write_bytes(data)
     return name
