@@ -130,7 +130,7 @@ COLLECT = Scenario("collection", "", busy(_collect))
 
 
 def scenarios() -> Iterator[Scenario]:
-    yield Scenario("registry", "nothing", busy(_open), unheld=Goes())
+    yield Scenario("registry", "used", busy(_open), unheld=Goes())
     yield Scenario("migrate", "held", busy(_migrate))
     yield Scenario("lease-anew", "unregistered", busy(_lease), unheld=Goes(blobs=True))
     yield Scenario("lease", "held", busy(_lease), unheld=_UNHELD)

@@ -157,6 +157,7 @@ SCENARIOS = {scenario.name: scenario for scenario in _scenarios()}
 def prepare(world: World, provision: Callable[[Scenario, Path], None]) -> None:
     """Makes the prepared directories; `provision` runs a scenario on a disk."""
     world.base("nothing").mkdir()
+    (world.base("used") / "data" / "system").mkdir(parents=True)
     add_foreign_image(_disk(world, "foreign", None))
     full = _disk(world, "full", None)
     add_foreign_image(full)
