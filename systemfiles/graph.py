@@ -276,14 +276,18 @@ class Graph:
         if name is None:
             return True
         kept = initrds.kept(name, kernel, target.arch)
-        return kept is not None and initrds.is_locked(name, kept, kernel, target.arch)
+        if kept is None or not initrds.is_locked(name, kept, kernel, target.arch):
+            return False
+        return self._provisioner.rolling.is_noted(target.kernel, name, target.arch)
 
     def _needs_no_base(self, target: Target) -> bool:
         without_base = self._provisioner.initrds.without_base
         return without_base(str(target.initrd), self._kernel_of(target), target.arch) is not None
 
     def _initrd(self, name: str, target: Target) -> Note:
-        return _note(self._provisioner.provide(target.kernel, [name], target.arch)[1])
+        made = self._provisioner.provide(target.kernel, [name], target.arch)[1]
+        self._provisioner.rolling.note(target.kernel, name, target.arch)
+        return _note(made)
 
     def _kernel_of(self, target: Target) -> Artifact:
         kernel = self._provisioner.kernels.kept(target.kernel, target.arch)

@@ -20,6 +20,7 @@ from systemfiles.foundation.errors import (
     IntegrityError,
     NotProvisioned,
     SnapshotMismatch,
+    StoreError,
     SystemFilesError,
 )
 from systemfiles.foundation.paths import INITRD, KERNEL, KINDS, Paths, default_data_dir
@@ -104,10 +105,18 @@ class SystemFiles:
     def _provide(self, provisioner: Provisioner, kernel: str, initrd: str, holder: str | None) -> BootFiles:
         booted = provisioner.kernels.provide(kernel, self.arch)
         root = provisioner.initrds.provide(initrd, booted.artifact, self.arch)
+        self._note(provisioner, kernel, initrd)
         made = [each.artifact for each in (booted, root) if each.note]
         if made or holder is not None:
             self.holdings.provided(made, [booted.artifact, root.artifact], holder)
         return _boot_files(booted.artifact, root.artifact)
+
+    def _note(self, provisioner: Provisioner, kernel: str, initrd: str) -> None:
+        """Lets versions.lock say of which profiles the pair was provided, where that may be written."""
+        try:
+            provisioner.rolling.note(kernel, initrd, self.arch)
+        except StoreError as error:
+            _warn(f"versions.lock does not say that {kernel} and {initrd} are a profile's: {error.summary}")
 
     def resolve(self, kernel: str | None = None, initrd: str | None = None) -> BootFiles:
         """Exactly these versions (default: `default_versions`) as they are on disk, intact.

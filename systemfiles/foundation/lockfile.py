@@ -12,7 +12,8 @@ survives a rewrite by this one.
      "busybox": {"busybox-static": {"x86_64": {package, version, url, size, sha256}}},
      "kernel":  {"debian-cloud-6.1.192-2": {"x86_64": {package, version, url, size, sha256}}},
      "initrd":  {"v1.0.0-3fa9c1d20b7e": {"x86_64": [{init, busybox, kernel, load, carry, inputs}]}},
-     "current": {"v1.0.0-debian": {"debian-cloud-6.1.192-2": {"x86_64": "v1.0.0-3fa9c1d20b7e"}}}}
+     "current": {"v1.0.0-debian": {"debian-cloud-6.1.192-2": {"x86_64": "v1.0.0-3fa9c1d20b7e"}}},
+     "profile": {"debian": {"x86_64": {"kernel": "debian-cloud", "initrd": "v1.0.0-debian"}}}}
 """
 
 from __future__ import annotations
@@ -75,6 +76,13 @@ class InitrdPin(LockModel):
     inputs: dict[str, Any]
 
 
+class ProfilePin(LockModel):
+    """The names of a profile's pair when it was last provided here."""
+
+    kernel: VersionName
+    initrd: VersionName
+
+
 class VersionsLock(BaseModel):
     """The whole file. Edit it inside `editing_lock` only."""
 
@@ -86,6 +94,7 @@ class VersionsLock(BaseModel):
     kernel: dict[VersionName, dict[ArchKey, PackagePin]] = {}
     initrd: dict[VersionName, dict[ArchKey, list[InitrdPin]]] = {}
     current: dict[VersionName, dict[VersionName, dict[ArchKey, VersionName]]] = {}
+    profile: dict[VersionName, dict[ArchKey, ProfilePin]] = {}
 
     def find_initrd(self, inputs: dict[str, Any], arch: Arch) -> str | None:
         """The concrete initrd that was made from exactly these inputs."""

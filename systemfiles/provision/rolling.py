@@ -18,7 +18,7 @@ from systemfiles.foundation.catalog import AptBusybox, Catalog
 from systemfiles.foundation.errors import SourceUnavailable, VersionConflict
 from systemfiles.foundation.files import scratch_dir
 from systemfiles.foundation.lock import Timeout, locked, patience
-from systemfiles.foundation.lockfile import PackagePin, VersionsLock, editing_lock, read_lock
+from systemfiles.foundation.lockfile import PackagePin, ProfilePin, VersionsLock, editing_lock, read_lock
 from systemfiles.foundation.paths import KERNEL, Paths, check_version
 from systemfiles.sources.apt import Apt, Package
 
@@ -73,6 +73,24 @@ class Rolling:
         if entry is None or not entry.rolling:
             return name
         return self.read().rolling.get(name, {}).get(arch)
+
+    def is_noted(self, kernel: str, initrd: str, arch: Arch) -> bool:
+        """Whether versions.lock has this pair for each profile whose names these are."""
+        noted = self.read().profile
+        pair = ProfilePin(kernel=kernel, initrd=initrd)
+        return all(noted.get(name, {}).get(arch) == pair for name in self._profiles(kernel, initrd))
+
+    def note(self, kernel: str, initrd: str, arch: Arch) -> None:
+        """Notes of which profiles this is the pair, so that it is kept whatever catalog a collection is told of."""
+        if self.is_noted(kernel, initrd, arch):
+            return
+        with editing_lock(self._paths, timeout=self._timeout) as lock:
+            for name in self._profiles(kernel, initrd):
+                lock.profile.setdefault(name, {})[arch] = ProfilePin(kernel=kernel, initrd=initrd)
+
+    def _profiles(self, kernel: str, initrd: str) -> list[str]:
+        profiles = self._catalog.profile.items()
+        return [name for name, profile in profiles if (profile.kernel, profile.initrd) == (kernel, initrd)]
 
     def missing(self, kernels: Iterable[str], initrds: Iterable[str], arch: Arch) -> tuple[list[str], list[str]]:
         """Of these entries, the rolling kernels and the busybox packages that versions.lock has nothing for."""

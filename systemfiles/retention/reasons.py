@@ -14,8 +14,8 @@ from systemfiles.foundation.paths import INITRD, KERNEL
 from systemfiles.retention.pins import Pin, PinnedFile
 
 if TYPE_CHECKING:
-    from systemfiles.foundation.catalog import Catalog
-    from systemfiles.foundation.lockfile import VersionsLock
+    from systemfiles.foundation.catalog import Catalog, Profile
+    from systemfiles.foundation.lockfile import ProfilePin, VersionsLock
 
 Reasons = dict[str, str]
 """By asset id: why it is kept, all reasons in one line. What is not in it goes."""
@@ -110,16 +110,19 @@ def current(catalog: Catalog, lock: VersionsLock) -> Reasons:
 def _current(catalog: Catalog, lock: VersionsLock) -> Iterator[tuple[str, str]]:
     """What the names of each profile stand for, and rolling names of profiles that the catalog has no more.
 
-    On every architecture: if it is here, it was provisioned here.
+    On every architecture: if it is here, it was provisioned here. And as the profile was when it was: the catalog may
+    be another one now, or not the one that it was.
     """
-    for name, profile in catalog.profile.items():
+    pairs: list[tuple[str, Profile | ProfilePin, Arch]] = []
+    pairs += [(name, pair, arch) for name, pair in catalog.profile.items() for arch in Arch]
+    pairs += [(name, pair, arch) for name, arches in lock.profile.items() for arch, pair in arches.items()]
+    for name, pair, arch in pairs:
         why = f"the current version of profile {name}"
-        for arch in Arch:
-            yield asset_id(KERNEL, profile.kernel, arch), why
-            yield asset_id(INITRD, profile.initrd, arch), why
-            if kernel := lock.rolling.get(profile.kernel, {}).get(arch):
-                yield asset_id(KERNEL, kernel, arch), why
-    fixed = {profile.kernel for profile in catalog.profile.values()}
+        yield asset_id(KERNEL, pair.kernel, arch), why
+        yield asset_id(INITRD, pair.initrd, arch), why
+        if kernel := lock.rolling.get(pair.kernel, {}).get(arch):
+            yield asset_id(KERNEL, kernel, arch), why
+    fixed = {pair.kernel for _, pair, _ in pairs}
     for name, kernels in lock.rolling.items():
         for arch, kernel in kernels.items() if name not in fixed else ():
             yield asset_id(KERNEL, kernel, arch), f"the current version of {name}"

@@ -247,6 +247,7 @@ def test_a_lost_lock_is_written_again_and_nothing_else_is_done(copied: Path, mir
     assert place.initrd_file.stat().st_ctime_ns == made
     assert mirror.requests == []
     after = json.loads(lock.read_text())
+    assert after["profile"] == {"debian": {"x86_64": {"kernel": "debian-cloud", "initrd": "v1.0.0-debian"}}}
     assert after["busybox"]["busybox-static"]["x86_64"] == before["busybox"]["busybox-static"]["x86_64"]
     for table in ("rolling", "kernel", "initrd"):
         expected = {name: entry["x86_64"] for name, entry in before[table].items() if "x86_64" in entry}

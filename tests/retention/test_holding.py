@@ -173,13 +173,36 @@ def test_what_a_rolling_name_stands_for_stays_although_the_catalog_has_that_prof
     assert system.resolve(files.kernel.version, files.initrd.version)
 
 
-def test_a_concrete_version_that_no_profile_names_any_more_goes(host: Host, tmp_path: Path) -> None:
+def test_a_concrete_version_goes_once_its_profile_is_provided_with_another(host: Host, tmp_path: Path) -> None:
+    """Not before: the catalog that a collection is told of may be another than the one it was provided by."""
     host.provide(*("steady", "plain"))
     text = host.world.catalog.read_text()
     (tmp_path / "other.toml").write_text(text.replace('kernel = "steady"', 'kernel = "k-1"'))
     system = host.system.__class__(host.data, catalog=tmp_path / "other.toml", arch="x86_64")
     system.holdings = host.system.holdings
+    assert gone(system.collect(grace=0, keep_last=0)) == set()
+    system.ensure()
     assert gone(system.collect(grace=0, keep_last=0)) == {"kernel-steady-x86_64"}
+
+
+def test_the_pair_of_a_profile_that_this_catalog_does_not_have_stays(host: Host, tmp_path: Path) -> None:
+    """As for a command under sudo, which drops $SYSTEMFILES_CATALOG."""
+    host.system.ensure()
+    text = host.world.catalog.read_text()
+    for before, after in (
+        ("profile.pinned]", "profile.another]"),
+        ('"pinned"', '"another"'),
+        ('kernel = "steady"', 'kernel = "k-1"'),
+        ('initrd = "plain"', 'initrd = "i-1"'),
+    ):
+        text = text.replace(before, after)
+    (tmp_path / "other.toml").write_text(text)
+    system = host.system.__class__(host.data, catalog=tmp_path / "other.toml", arch="x86_64")
+    system.holdings = host.system.holdings
+    assert [each.why for each in system.explain("steady", grace=0, keep_last=0)[:1]] == [
+        "the current version of profile pinned"
+    ]
+    assert gone(system.collect(grace=0, keep_last=0)) == set()
 
 
 def test_an_initrd_that_is_kept_keeps_the_kernel_whose_modules_it_carries(host: Host) -> None:
