@@ -171,6 +171,14 @@ class Artifacts:
             if not _try_writing_stamps(artifact.directory, stamps, self._paths.tmp):
                 self._seen[artifact.directory / name] = stamp
 
+    def is_as_checked(self, artifact: Artifact, name: str) -> bool:
+        """Whether this file is the one that was hashed last, by its stamp; writes nothing, and reads nothing of it.
+
+        Another one is hashed by whoever uses it, and may well be good. Raises NotProvisioned, IntegrityError.
+        """
+        stamp = self._stamp(artifact, name)
+        return stamp in (_read_stamps(artifact.directory).get(name), self._seen.get(artifact.directory / name))
+
     def verify(self, artifact: Artifact, *names: str) -> Iterator[IntegrityError | NotProvisioned]:
         """Hashes these files of it (default: all), whatever their stamps say; yields what is wrong and forgets them."""
         for name in names or artifact.files:
