@@ -85,21 +85,18 @@ class VersionGate:
         record, promised = files.pop(RECORD, None), self._wanted.promised
         boot = boot_file(self._wanted.kind, self._wanted.arch)
         known = {boot, MODULES} if self._wanted.kind == KERNEL else {boot}
-        fit = files.keys() == promised["files"].keys() if promised else boot in files and files.keys() <= known
-        if record is None or not fit or len(files) + 1 != len(layers):
+        fit = files.keys() == promised["files"].keys() if promised else files.keys() <= known
+        if record is None or boot not in files or not fit or len(files) + 1 != len(layers):
             names = printable(", ".join(sorted(layer.annotations.get(TITLE, "no name") for layer in layers)))
             self._refuse(f"the files of {self._wanted}, and {RECORD}", names[:200])
         for part in (config, record):
             if part.size > LARGEST_JSON:
                 self._refuse(f"at most {LARGEST_JSON} bytes of JSON", f"{part.size} bytes")
-        for name, file in files.items():
-            if self._wanted.kind != KERNEL:
-                if file.size > (most := self._most()):
-                    self._refuse(f"at most {most} bytes of {name}", f"{file.size} bytes")
-            elif promised and (file.digest.hex, file.size) != (
-                facts := (promised["files"][name]["sha256"], promised["files"][name]["size"])
-            ):
-                self._refuse(f"{name} {facts[0]}", file.digest.hex)
+        if self._wanted.kind != KERNEL and files[boot].size > (most := self._most()):
+            self._refuse(f"at most {most} bytes of {boot}", f"{files[boot].size} bytes")
+        for name, facts in promised["files"].items() if promised and self._wanted.kind == KERNEL else ():
+            if (files[name].digest.hex, files[name].size) != (facts["sha256"], facts["size"]):
+                self._refuse(f"{name} {facts['sha256']}", files[name].digest.hex)
 
     def _most(self) -> int:
         """How long an initrd may be: what cannot be made smaller grows by less than a hundredth (RFC 1951, 3.2.4)."""
