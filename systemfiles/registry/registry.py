@@ -131,6 +131,11 @@ class Registry:
         return self._read_store()[0]
 
     @property
+    def where(self) -> str:
+        """What the database is called in messages."""
+        return self._unchecked.where
+
+    @property
     def others(self) -> tuple[str, ...]:
         """The other databases in which this store may have leases. Raises StoreError."""
         return tuple(name for name in self._read_store()[1] if name != self._name)

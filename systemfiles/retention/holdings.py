@@ -79,14 +79,14 @@ class Holdings:
 
     def require_leases(self) -> None:
         """Raises LeasesLost as a collection would, without opening a registry that is not there; StoreError."""
+        if others := self.registry.others:
+            raise LeasesLost(self.registry.where, others)
         found = self.registry.look()
         if found is None:
             if self.registry.known_store() is not None:
                 raise LeasesLost(self.paths.registry)
             return
         database, store_id = found
-        if others := self.registry.others:
-            raise LeasesLost(database.where, others)
         with database.reading() as transaction:
             if not transaction.rows("SELECT 1 FROM stores WHERE id = ? AND leases_lost = 0", (store_id,)):
                 raise LeasesLost(database.where)

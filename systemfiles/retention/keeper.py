@@ -112,6 +112,8 @@ class Keeper:
                 msg = f"{error.filename} went while it was looked at"
                 raise StoreError(msg, hint="a collection is at work: try again") from error
         self._paths.require_used()
+        if self.registry.others:  # before this one is noted as one of them, too
+            self._require_leases(accept_lost=accept_lost_leases)
         with locked(self._paths.lock("collection"), timeout=self._timeout):
             outcome = Outcome()
             with outcome.going_on():  # on a full disk it cannot be opened, and only read
