@@ -95,7 +95,7 @@ class Paths:
 
     def require_used(self) -> None:
         """Raises StoreError where nothing ever was."""
-        if not (self.system.is_dir() or self.registry.exists()):
+        if not any(place.exists() for place in (self.system, self.tmp, self.locks, self.registry)):
             msg = f"nothing was ever provisioned in {self.data_dir}"
             raise StoreError(msg, hint="is this the right data directory? (--data-dir, $SYSTEMFILES_DATA_DIR)")
 

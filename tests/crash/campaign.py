@@ -40,6 +40,8 @@ from tests.crash.world import World, copy_data_dir
 KILLS = ("kill", "kill-program")
 FAULTS = tuple(action for action in ACTIONS if action not in KILLS)
 _SEED = 4
+_USED = ("system", "tmp", "locks", "registry.sqlite")
+"""Where there is none of these, a collection is told that nothing ever was there."""
 _MOST_OF_A_KIND = 150
 
 
@@ -134,7 +136,7 @@ def strike(world: World, measured: Measure, point: Point) -> Result:
             found = _run(RESOLVE, world, disk, scratch, tag)
             problems += [f"what is there does not resolve: {found.stderr}"] if found.status else []
         _age(disk)
-        if scenario.unheld is not None:
+        if scenario.unheld is not None and any((disk / "data" / name).exists() for name in _USED):
             # on a copy, as it removes what is not held
             copy_data_dir(disk, copy := disk.with_name("collected"))
             _age(copy)
