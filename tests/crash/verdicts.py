@@ -55,7 +55,8 @@ def at_first(outcome: Outcome, scenario: Scenario, action: str, measured: Measur
 
 def _is_cleaning(call: Call) -> bool:
     """Whether it was the removal of something temporary that failed."""
-    return call.verb in _CLEANING and any(map(checker.TEMPORARY.fullmatch, call.paths[0].split("/")))
+    parts = call.paths[0].split("/")
+    return call.verb in _CLEANING and (checker.JOURNAL in parts or any(map(checker.TEMPORARY.fullmatch, parts)))
 
 
 def _is_databases(outcome: Outcome) -> bool:
