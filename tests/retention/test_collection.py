@@ -90,17 +90,23 @@ def test_a_collection_without_assertions_opens_the_registry_all_the_same(host: H
 # --- a full disk ---
 
 
-def test_on_a_full_disk_what_takes_no_space_to_free_goes_first_and_then_the_rest(here: World, tmp_path: Path) -> None:
-    on_small_disk(tmp_path, 3 << 20, partial(_collect_on_a_full_disk, here, tmp_path))
-
-
-def _collect_on_a_full_disk(here: World, disk: Path) -> None:
+def _on_a_full_disk(here: World, disk: Path) -> tuple[Host, str]:
+    """A host whose disk is full since it has an orphan, and that blob's name."""
     host = Host(here, disk / "data")
     host.provide()
     orphan = put_blob(host.data, bytes(300_000))
     host.clock.advance(60)
     host.system.holdings.registry.close()
     fill(disk / "ballast")
+    return host, orphan
+
+
+def test_on_a_full_disk_what_takes_no_space_to_free_goes_first_and_then_the_rest(here: World, tmp_path: Path) -> None:
+    on_small_disk(tmp_path, 3 << 20, partial(_collect_on_a_full_disk, here, tmp_path))
+
+
+def _collect_on_a_full_disk(here: World, disk: Path) -> None:
+    host, orphan = _on_a_full_disk(here, disk)
     first = host.collect()
     assert not (host.plain.blobs / orphan).exists()
     assert first.bytes_freed >= 300_000
@@ -116,12 +122,7 @@ def test_what_failed_on_a_full_disk_keeps_no_collection_from_freeing_it(here: Wo
 
 
 def _collect_after_a_failure(here: World, disk: Path) -> None:
-    host = Host(here, disk / "data")
-    host.provide()
-    orphan = put_blob(host.data, bytes(300_000))
-    host.clock.advance(60)
-    host.system.holdings.registry.close()
-    fill(disk / "ballast")
+    host, orphan = _on_a_full_disk(here, disk)
     with pytest.raises(StoreError):
         host.system.leases()
     host.system.holdings.registry.close()
