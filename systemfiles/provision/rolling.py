@@ -76,9 +76,10 @@ class Rolling:
 
     def is_noted(self, kernel: str, initrd: str, arch: Arch) -> bool:
         """Whether versions.lock has this pair for each profile whose names these are."""
-        noted = self.read().profile
+        names = self._profiles(kernel, initrd)
+        noted = self.read().profile if names else {}
         pair = ProfilePin(kernel=kernel, initrd=initrd)
-        return all(noted.get(name, {}).get(arch) == pair for name in self._profiles(kernel, initrd))
+        return all(noted.get(name, {}).get(arch) == pair for name in names)
 
     def note(self, kernel: str, initrd: str, arch: Arch) -> None:
         """Notes of which profiles this is the pair, so that it is kept whatever catalog a collection is told of."""

@@ -101,6 +101,14 @@ def publish(
         yield _Publishing(reference, kind, version, progress).run([*group], keys)
 
 
+class _Told(NamedTuple):
+    """What is told of an artifact: a document, its bytes, and the manifest that refers to the artifact's."""
+
+    document: Document
+    data: bytes
+    referrer: bytes
+
+
 class _Publishing:
     """One version on its way to a registry."""
 
@@ -127,12 +135,13 @@ class _Publishing:
             self._require_all(there.digest, published.keys() - mine.keys())
             there, known = None, {}  # whoever put it there: what is signed is our own
         lacking = [arch for arch in mine if arch not in known or not self._has_all(known[arch])]
-        targets = {arch: _entry(*mine[arch]) for arch in lacking}
+        told = {arch: [*_documents(*mine[arch])] for arch in lacking}
+        targets = {arch: _entry(mine[arch][1], told[arch]) for arch in lacking}
         index = there.raw if there and not targets else pack_index(self._kind, self._version, {**known, **targets})
         if there and Digest.of(index) != there.digest:
             self._require_signers(there.digest, keys)
         for arch in lacking:
-            self._push(*mine[arch])
+            self._push(*mine[arch], told[arch])
         digest = self._push_manifest(index, INDEX)
         signed = self._sign(digest, keys) if keys else ()
         if there is None or there.digest != digest:
@@ -198,7 +207,7 @@ class _Publishing:
             refused.hint = "release every architecture of it, or give the key that it was signed with, too"
             raise refused
 
-    def _push(self, artifact: Artifact, packed: Packed) -> None:
+    def _push(self, artifact: Artifact, packed: Packed, told: Iterable[_Told]) -> None:
         """Pushes one architecture's artifact, and its documents."""
         for name, facts in sorted(artifact.files.items()):
             with (artifact.directory / name).open("rb") as content:
@@ -208,7 +217,7 @@ class _Publishing:
         self._push_bytes(packed.config)
         self._push_manifest(packed.manifest, MANIFEST)
         self._push_bytes(EMPTY)  # the config of what refers to it
-        for document, data, referrer in _documents(artifact, packed):
+        for document, data, referrer in told:
             self._push_bytes(data)
             listed = {**descriptor_of(referrer, MANIFEST).to_json(), "artifactType": document.media_type}
             self._repository.attach(referrer, packed.target.digest, listed)
@@ -217,9 +226,9 @@ class _Publishing:
         """Adds the signatures of an index that it does not have yet; the ids of all of `keys`."""
         layers = self._signatures(digest)[:MOST_SIGNATURES]
         missing = [key for key in keys if not any(self._is_of(layer, key.public, digest) for layer in layers)]
-        # first ours, as nobody looks at more
-        layers.sort(key=lambda layer: not any(self._is_of(layer, key.public, digest) for key in keys))
         if missing:
+            # first ours, as nobody looks at more
+            layers.sort(key=lambda layer: not any(self._is_of(layer, key.public, digest) for key in keys))
             data = payload(f"{self._reference.registry}/{self._reference.repository}", digest)
             self._push_bytes(data)
             for key in missing:
@@ -301,16 +310,15 @@ def read_keys(paths: Iterable[Path]) -> list[PrivateKey]:
     return [PrivateKey.read(path) for path in paths]
 
 
-def _documents(artifact: Artifact, packed: Packed) -> Iterator[tuple[Document, bytes, bytes]]:
-    """What is told of an artifact: each document, its bytes, and the manifest that refers to the artifact's."""
+def _documents(artifact: Artifact, packed: Packed) -> Iterator[_Told]:
     for document in DOCUMENTS:
         data = (artifact.directory / document.file).read_bytes()
-        yield document, data, pack_document(document, data, packed.target)
+        yield _Told(document, data, pack_document(document, data, packed.target))
 
 
-def _entry(artifact: Artifact, packed: Packed) -> Descriptor:
+def _entry(packed: Packed, told: Iterable[_Told]) -> Descriptor:
     """What the index says of one architecture's artifact."""
-    notes = {document.annotation: str(Digest.of(referrer)) for document, _, referrer in _documents(artifact, packed)}
+    notes = {document.annotation: str(Digest.of(referrer)) for document, _, referrer in told}
     return replace(packed.target, annotations=notes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from systemfiles.retention.forecast import Forecast
 from systemfiles.retention.holdings import Holdings
 from systemfiles.retention.others import Others
 from systemfiles.retention.outcome import UNHELD, Gone, Outcome
-from systemfiles.retention.pins import PinnedFile
+from systemfiles.retention.pins import Pin, PinnedFile
 from systemfiles.retention.presence import faults
 from systemfiles.retention.reasons import Explanation, Facts, Reasons, current, id_of, id_of_file, reasons
 from systemfiles.retention.registrar import PINNED, made_at
@@ -207,12 +207,13 @@ class Keeper:
         """Why each thing that `subject` names is kept or would go. Raises UsageError when nothing is called that."""
         young = self.registry.now() - rules.grace
         kept = self.reasons(catalog, rules, young)
-        pinned = {id_of_file(file) for pin in self.pins if pin.name == subject for file in pin.files}
+        pins = [*self.pins]
+        pinned = {id_of_file(file) for pin in pins if pin.name == subject for file in pin.files}
         digest = subject.removeprefix("sha256:")
         digest = digest if len(digest) >= _SHORTEST_DIGEST else ""
         found, artifacts = [], {id_of(artifact): artifact for artifact in self.registrar.artifacts()}
-        lost = {id_of_file(file): file for pin in self.pins for file in pin.files if id_of_file(file) not in artifacts}
-        why = self._why(kept)
+        lost = {id_of_file(file): file for pin in pins for file in pin.files if id_of_file(file) not in artifacts}
+        why = self._why(kept, pins)
         for asset, thing in (artifacts | lost).items():
             sums = [facts.sha256 for facts in thing.files.values()] if isinstance(thing, Artifact) else [thing.sha256]
             named = subject in (thing.version, asset) or asset in pinned
@@ -236,9 +237,10 @@ class Keeper:
             id_of(artifact): sum(facts.size for facts in artifact.files.values())
             for artifact in self.registrar.artifacts()
         }
-        for file in (file for pin in self.pins for file in pin.files if id_of_file(file) not in sizes):
+        pins = [*self.pins]
+        for file in (file for pin in pins for file in pin.files if id_of_file(file) not in sizes):
             sizes[id_of_file(file)] = self._left_of(file)
-        why = self._why(kept)
+        why = self._why(kept, pins)
         rows: list[dict[str, str | int]] = [
             {"what": asset, "size": size, "why": why(asset)} for asset, size in sizes.items()
         ]
@@ -252,9 +254,9 @@ class Keeper:
         every = file.record["files"].values()
         return sum(facts["size"] for facts in every if blob(Digest.from_hex(facts["sha256"])).exists())
 
-    def _why(self, kept: Reasons) -> Callable[[str], str]:
+    def _why(self, kept: Reasons, pins: Iterable[Pin]) -> Callable[[str], str]:
         """Says why an artifact is kept, or is not, and what is wrong with it if it is pinned."""
-        wrong = faults(self.pins, self._store.artifacts)
+        wrong = faults(pins, self._store.artifacts)
 
         def why(asset: str) -> str:
             told = kept.get(asset, UNHELD)
